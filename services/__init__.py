@@ -1,0 +1,1 @@
+"""The services; they meet only in protos/ and shared/."""

@@ -1,0 +1,106 @@
+"""The whole contract between engine and runtime: a Step of host integers in, a StepResult of host integers out.
+
+A step has rows, one per scheduled sequence. A row computes `token_ids`, the sequence's tokens at positions
+num_computed, num_computed + 1, …; their keys and values go to the slots its block_table names. A row that reaches
+the sequence's last known token samples the next one. Drafts, if any, are the last `num_drafts` of token_ids.
+
+The runner keeps nothing between steps but KV blocks and, per seq_id, what sampling needs (penalty counts and the
+like), which it rebuilds from Start. It knows nothing of requests, tenants or time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from shared.sampling import SamplingParams
+
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A sequence the runner has not seen, or was told to forget: all that its sampling depends on."""
+
+    seq_id: int
+    choice: int
+    params: SamplingParams
+    prompt: Sequence[int]
+    output: Sequence[int]
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence's share of a step."""
+
+    seq_id: int
+    num_computed: int
+    token_ids: Sequence[int]
+    block_table: Sequence[int]
+    sample: bool
+    num_drafts: int = 0
+    prompt_logprobs: bool = False
+
+
+@dataclass(slots=True)
+class Step:
+    """What to compute. `starts` come before their first row; `ends` name sequences to forget before this step runs."""
+
+    rows: list[Row]
+    starts: list[Start] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Of one position: the token itself first, then the most likely ones in falling order (ties: lower id first)."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+
+
+@dataclass(slots=True)
+class RowResult:
+    """What one row gave. token_ids: accepted drafts and the token after them; empty when the row does not sample.
+
+    logprobs: one per token id, only if the sequence's params ask. prompt_logprobs: only for a row that asks; entry i
+    is of the prompt token at position num_computed + i + 1, so the row that ends the prompt gives one fewer than it
+    computes. error: why this sequence, and no other, must end (for example logits that are not numbers).
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class StepResult:
+    """One RowResult per row of the step, in order."""
+
+    rows: list[RowResult]
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerLimits:
+    """The numbers the engine is built from, and what the worker tells others about its model."""
+
+    num_blocks: int
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    fingerprint: str
+    block_size: int = BLOCK_SIZE
+
+
+class Runner(Protocol):
+    """Computes steps; called from the engine thread alone."""
+
+    limits: RunnerLimits
+
+    def run(self, step: Step) -> StepResult:
+        """Computes one step. An exception here is fatal to the worker."""
+        ...
+
+    def close(self) -> None:
+        """Frees the device."""
+        ...
