@@ -1,0 +1,179 @@
+"""gRPC as every service speaks it: keepalive, limits, health, one error mapping, a graceful stop.
+
+Settings: DESIGN section 8. An address is host:port or unix:/path. It knows nothing of what is said.
+"""
+
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from shared.errors import RoadtrainError, StartupError, from_exception, mapped
+
+MAX_MESSAGE_BYTES = 16 * 2**20
+MAX_METADATA_BYTES = 16 * 2**10
+ERROR_CODE_KEY = "roadtrain-error-code"
+ERROR_PARAM_KEY = "roadtrain-error-param"
+RETRY_AFTER_KEY = "roadtrain-retry-after-s"
+
+_KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+)
+CHANNEL_OPTIONS = (
+    *_KEEPALIVE,
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Proxies are for the outside; services meet each other directly.
+    ("grpc.enable_http_proxy", 0),
+)
+SERVER_OPTIONS = (
+    *_KEEPALIVE,
+    # Without this a client that pings every 10 s is told to go away. The spelling with `recv` is silently ignored.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 2),
+)
+
+logger = logging.getLogger(__name__)
+
+Registration = tuple[Callable[[Any, grpc.aio.Server], None], Any]
+
+
+@dataclass(slots=True)
+class Server:
+    """A running server. `address` is what was bound: the real port where 0 was asked for."""
+
+    address: str
+    _server: grpc.aio.Server
+    _health: health.aio.HealthServicer
+
+    async def set_ready(self, ready: bool) -> None:
+        """What the health service answers for the whole server."""
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set("", status)
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes no new calls, waits for open ones, then ends them."""
+        await self._server.stop(grace_s)
+
+    async def wait(self) -> None:
+        """Returns when the server has stopped."""
+        await self._server.wait_for_termination()
+
+
+async def serve(address: str, servicers: Iterable[Registration], *, share_port: bool = False, setting: str = "address") -> Server:
+    """Starts a server with health service and error mapping on `address`.
+
+    servicers: pairs of a generated add_XServicer_to_server and its servicer. share_port lets several processes
+    listen on one port. Raises StartupError naming `setting` if the address cannot be bound.
+    """
+    options = (*SERVER_OPTIONS, ("grpc.so_reuseport", int(share_port)))
+    server = grpc.aio.server(options=options, interceptors=[ErrorInterceptor()])
+    for add, servicer in servicers:
+        add(servicer, server)
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise StartupError(f"cannot listen on {address}: it is in use or not allowed; choose another with {setting}")
+    await server.start()
+    bound = address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+    running = Server(bound, server, health_servicer)
+    await running.set_ready(True)
+    return running
+
+
+def connect(address: str) -> grpc.aio.Channel:
+    """A channel to `address`; it connects when first used, and again whenever it has to."""
+    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether nobody listens on host:port; for errors before anything is started."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RoadtrainError) -> NoReturn:
+    """Ends the call with `error`'s status, its message, and its code, param and retry-after as trailing metadata."""
+    trailing = [(ERROR_CODE_KEY, error.code), (ERROR_PARAM_KEY, error.param)]
+    if error.retry_after_s is not None:
+        trailing.append((RETRY_AFTER_KEY, f"{error.retry_after_s:.3f}"))
+    metadata = tuple((key, _printable(value)) for key, value in trailing if value)
+    await context.abort(mapped(error).grpc_status, error.message, metadata)
+    raise AssertionError("abort always raises")
+
+
+def _printable(text: str) -> str:
+    # Metadata values are ASCII; a param may quote what the client sent.
+    return "".join(char if " " <= char <= "~" else "?" for char in text)[:200]
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns what a servicer raises into a status: the one place where that happens on gRPC."""
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        """Wraps the handler that `continuation` finds."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        wrapped: Callable[..., Any]
+        if handler.response_streaming:
+            wrapped = _guard_stream(handler.stream_stream or handler.unary_stream)
+            make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        else:
+            wrapped = _guard_unary(handler.stream_unary or handler.unary_unary)
+            make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
+def _guard_unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def guarded(request: Any, context: Any) -> Any:
+        try:
+            return await method(request, context)
+        except Exception as exception:
+            await _fail(context, exception)
+
+    return guarded
+
+
+def _guard_stream(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            async for response in method(request, context):
+                yield response
+        except Exception as exception:
+            await _fail(context, exception)
+
+    return guarded
+
+
+async def _fail(context: Any, exception: Exception) -> NoReturn:
+    if isinstance(exception, grpc.aio.AbortError):
+        raise exception
+    error = from_exception(exception)
+    if error is not exception:
+        logger.exception("a call failed")
+    await abort(context, error)
