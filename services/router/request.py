@@ -1,0 +1,37 @@
+"""What every door makes of what a client sent: one request, whatever its dialect was.
+
+It knows nothing of HTTP, of JSON or of queues.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from shared.pb import tokenizer_pb2, types_pb2
+from shared.sampling import SamplingParams
+
+DEFAULT_BAND = 5
+
+Prompt = str | Sequence[int] | tokenizer_pb2.Chat
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One prompt to continue; a body with several prompts makes several of these.
+
+    `prompt` is a text, token ids, or a chat to render. `echo` gives the prompt's text back before the output.
+    `sampling` need not be validated; `seed` and `max_tokens` None leave them to the router.
+    `band` is the priority class, 0 (first) to 9. `deadline_ms` counts from acceptance; 0 takes the router's default.
+    `names` maps a field to what this door calls it ({"max_tokens": "max_completion_tokens"}), for error messages.
+    """
+
+    model: str
+    tenant: str
+    prompt: Prompt
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    echo: bool = False
+    band: int = DEFAULT_BAND
+    deadline_ms: int = 0
+    cache_salt: str = ""
+    idempotency_key: str | None = None
+    trace: types_pb2.TraceContext | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
