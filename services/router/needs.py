@@ -1,0 +1,74 @@
+"""What the doors need of the plane below them, and nothing more; `plane.py` provides it, tests fake it.
+
+It knows nothing of queues, workers or tokenizers.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.router.generate import GenerateRequest, Generation
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The model behind this router. `names`: all it answers to, the shown one first.
+
+    `created` is in seconds since 1970. `max_model_len` counts tokens of prompt and output together; 0: not known yet.
+    `fingerprint` names model files and arithmetic: equal fingerprints give equal tokens.
+    """
+
+    names: tuple[str, ...]
+    created: int
+    max_model_len: int
+    fingerprint: str
+
+
+class Vocabulary(Protocol):
+    """What each token id stands for."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes a token adds to the text."""
+        ...
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token is left out of the text by default."""
+        ...
+
+
+class Starter(Protocol):
+    """Starts and ends requests: `Generator` in generate.py."""
+
+    async def start(self, request: GenerateRequest) -> Generation:
+        """See Generator.start."""
+        ...
+
+    async def cancel(self, rid: str, tenant: str) -> bool:
+        """See Generator.cancel."""
+        ...
+
+
+class Plane(Protocol):
+    """Everything below the doors of one router process."""
+
+    @property
+    def generator(self) -> Starter:
+        """The one path for requests."""
+        ...
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Token bytes, for log-probabilities."""
+        ...
+
+    @property
+    def model(self) -> ServedModel:
+        """What is served now."""
+        ...
+
+    def not_ready(self) -> str | None:
+        """Why a request would be refused now (no Redis, no tokenizer, no worker), or None. Must return at once."""
+        ...
+
+    async def close(self) -> None:
+        """Ends what is left of open requests and every connection."""
+        ...
