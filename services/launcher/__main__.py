@@ -1,0 +1,95 @@
+"""The `roadtrain` command: finds the command, reads its settings, turns every start-up failure into one line.
+
+Exit codes: 0 done; 1 could not start or do it, the line says why; 2 wrong usage; 78 the same as 1, told to `serve`,
+which then does not try again. It knows the commands, and nothing of how they do their work.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+
+from services.launcher.roles import ROLES, run_role
+from services.launcher.supervise import EXIT_CONFIG
+from shared.config import Settings, load
+from shared.errors import StartupError
+from shared.telemetry import configure_logging
+
+USAGE = """\
+roadtrain - serves large language models to thousands of users at once
+
+  roadtrain serve [MODEL]    all services on this machine; MODEL is 'smollm2' (default), org/name, a directory or a .gguf file
+  roadtrain chat [URL]       talk to a running server (default http://127.0.0.1:8000)
+  roadtrain pull [MODEL]     fetch a model and print where it is
+  roadtrain version          print the version
+
+  roadtrain router           one service alone, for a system of several machines;
+  roadtrain tokenizer        they need --redis-url and --secret-file in common
+  roadtrain worker
+
+Every setting is a flag (--router.port 9000), a variable (ROADTRAIN_ROUTER__PORT=9000) or a line of a YAML file
+(--config FILE). `roadtrain serve --help` lists them."""
+
+
+def main() -> None:
+    """Entry point of the command."""
+    arguments = sys.argv[1:]
+    child = "--child" in arguments
+    try:
+        sys.exit(_run([argument for argument in arguments if argument != "--child"], child))
+    except StartupError as error:
+        print(f"roadtrain: {error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG if child else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(arguments: Sequence[str], child: bool) -> int:
+    command, *rest = arguments or ["help"]
+    if command in ("help", "--help", "-h"):
+        print(USAGE)
+        return 0
+    if command in ("version", "--version"):
+        from importlib.metadata import version
+
+        print(version("roadtrain"))
+        return 0
+    if command in ROLES:
+        run_role(command, _settings(command, rest), child=child)
+        return 0
+    commands: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve, "pull": _pull, "chat": _chat}
+    if command not in commands:
+        print(f"roadtrain: no command {command!r}\n\n{USAGE}", file=sys.stderr)
+        return 2
+    return commands[command](rest)
+
+
+def _settings(command: str, arguments: Sequence[str]) -> Settings:
+    """Settings of a command whose first argument may be the model."""
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--model", *arguments]
+    return load(arguments, program=f"roadtrain {command}")
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    from services.launcher.serve import serve
+
+    settings = _settings("serve", arguments)
+    configure_logging("serve", settings.log_level, settings.log_format)
+    return asyncio.run(serve(settings))
+
+
+def _pull(arguments: Sequence[str]) -> int:
+    from services.launcher.pull import find_or_fetch
+
+    print(find_or_fetch(_settings("pull", arguments).model))
+    return 0
+
+
+def _chat(arguments: Sequence[str]) -> int:
+    from services.launcher.chat import chat
+
+    return chat(arguments[0] if arguments else "http://127.0.0.1:8000")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""`roadtrain serve`: every service on this machine, started together, watched over, ended together.
+
+Only HTTP, gRPC and admin are TCP ports, on loopback; the rest are unix sockets in a private folder that goes when
+serve goes. It knows how services are wired, and nothing of what they do.
+"""
+
+import asyncio
+import json
+import logging
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from services.launcher import private_redis
+from services.launcher.roles import check_exposure, with_model_path
+from services.launcher.summary import print_summary
+from services.launcher.supervise import Child, Supervisor
+from shared.config import RouterConfig, Settings
+from shared.errors import StartupError
+from shared.rpc import port_is_free
+
+READY_POLL_S = 0.05
+SLOW_AFTER_S = 20.0
+STOP_MARGIN_S = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+async def serve(settings: Settings) -> int:
+    """Runs until a signal or a failure; the exit code. Leaves no process and no file behind."""
+    started_at = time.monotonic()
+    check_exposure(settings)
+    _check_ports(settings.router)
+    settings = with_model_path(settings)
+    runtime_dir = Path(tempfile.mkdtemp(prefix="roadtrain-"))
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    supervisor = Supervisor()
+    try:
+        settings = await _start_all(settings, runtime_dir, supervisor)
+        return await _watch(settings, supervisor, stopping, started_at)
+    finally:
+        await supervisor.stop()
+        shutil.rmtree(runtime_dir, ignore_errors=True)
+
+
+def _check_ports(router: RouterConfig) -> None:
+    for port, what in zip(router.ports, ("HTTP", "gRPC", "admin"), strict=True):
+        if port and not port_is_free(router.host, port):
+            raise StartupError(
+                f"port {port} ({what}) on {router.host} is in use: end what listens there, or choose others with --port"
+            )
+    if 0 in router.ports:
+        raise StartupError("serve needs fixed ports: give --port a number above 0")
+
+
+async def _start_all(settings: Settings, runtime_dir: Path, supervisor: Supervisor) -> Settings:
+    if settings.secret_file is None:
+        secret_file = runtime_dir / "secret"
+        secret_file.write_text(secrets.token_hex(32) + "\n")
+        secret_file.chmod(0o600)
+        settings = settings.model_copy(update={"secret_file": secret_file})
+    if settings.redis_url is None:
+        socket = runtime_dir / "redis.sock"
+        await supervisor.add(Child("redis", private_redis.command(socket), order=3, grace_s=STOP_MARGIN_S))
+        settings = settings.model_copy(update={"redis_url": f"unix://{socket}"})
+    tokenizers = tuple(f"unix:{runtime_dir}/tokenizer-{i}.sock" for i in range(settings.serve.num_tokenizers))
+    for index, address in enumerate(tokenizers):
+        section = settings.tokenizer.model_copy(update={"address": address})
+        await _start(supervisor, settings, runtime_dir, "tokenizer", index, section, order=2, grace_s=STOP_MARGIN_S)
+    for index in range(settings.serve.num_workers):
+        address = f"unix:{runtime_dir}/worker-{index}.sock"
+        worker = settings.worker.model_copy(update={"worker_id": f"worker-{index}", "admin_address": address})
+        grace_s = worker.drain_grace_s + STOP_MARGIN_S
+        await _start(supervisor, settings, runtime_dir, "worker", index, worker, order=1, grace_s=grace_s)
+    for index in range(settings.serve.num_routers):
+        router = settings.router.model_copy(update=_router_facts(index, runtime_dir, tokenizers))
+        grace_s = router.drain_grace_s + STOP_MARGIN_S
+        await _start(supervisor, settings, runtime_dir, "router", index, router, order=0, grace_s=grace_s)
+    return settings
+
+
+def _router_facts(index: int, runtime_dir: Path, tokenizers: tuple[str, ...]) -> dict[str, object]:
+    return {
+        "router_id": f"router-{index}",
+        "deliver_address": f"unix:{runtime_dir}/deliver-{index}.sock",
+        "tokenizer_addresses": tokenizers,
+        # HTTP and gRPC ports are shared by all routers; the admin port answers for one process only.
+        "admin_socket": runtime_dir / f"admin-{index}.sock" if index else None,
+    }
+
+
+async def _start(
+    supervisor: Supervisor,
+    settings: Settings,
+    runtime_dir: Path,
+    role: str,
+    index: int,
+    section: object,
+    *,
+    order: int,
+    grace_s: float,
+) -> None:
+    name = f"{role}-{index}"
+    file = runtime_dir / f"{name}.json"
+    file.write_text(json.dumps(settings.model_copy(update={role: section}).model_dump(mode="json", exclude_none=True)))
+    command = [sys.executable, "-m", "services.launcher", role, "--child", "--config", str(file)]
+    await supervisor.add(Child(name, command, order=order, grace_s=grace_s))
+
+
+async def _watch(settings: Settings, supervisor: Supervisor, stopping: asyncio.Event, started_at: float) -> int:
+    stop = asyncio.create_task(stopping.wait())
+    failure = asyncio.create_task(supervisor.failure())
+    ready = asyncio.create_task(_until_ready(settings.router))
+    try:
+        await asyncio.wait({stop, failure, ready}, return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            await print_summary(settings, time.monotonic() - started_at)
+            await asyncio.wait({stop, failure}, return_when=asyncio.FIRST_COMPLETED)
+        if failure.done() and not stop.done():
+            print(f"roadtrain: {failure.result()} could not start; ending the others", file=sys.stderr)
+            return 1
+        print("roadtrain: ending", file=sys.stderr)
+        return 0
+    finally:
+        for task in (stop, failure, ready):
+            task.cancel()
+        await asyncio.gather(stop, failure, ready, return_exceptions=True)
+
+
+async def _until_ready(router: RouterConfig) -> None:
+    """Asks the first router's admin port until it can take requests; says what is missing if that takes long."""
+    next_note_at = time.monotonic() + SLOW_AFTER_S
+    while True:
+        status, body = await _get(router.host, router.ports[2], "/readyz")
+        if status == 200:
+            return
+        if time.monotonic() > next_note_at:
+            logger.info("still starting", extra={"missing": body.strip()[:200] or "router"})
+            next_note_at += SLOW_AFTER_S
+        await asyncio.sleep(READY_POLL_S)
+
+
+async def _get(host: str, port: int, path: str) -> tuple[int, str]:
+    """Status and body; status 0 if nobody answers."""
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return 0, ""
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        head, _, body = (await asyncio.wait_for(reader.read(-1), 2.0)).partition(b"\r\n\r\n")
+        return int(head.split(b" ", 2)[1]), body.decode(errors="replace")
+    except (OSError, ValueError, IndexError, TimeoutError):
+        return 0, ""
+    finally:
+        writer.close()

@@ -1,0 +1,122 @@
+"""Keeps child processes running: restarts one that dies, with backoff, and ends all of them in order.
+
+A child lives in its own process group, so that Ctrl-C reaches the parent alone, and holds the read end of a pipe as
+standard input, so that it ends itself when the parent is gone, however it went. It knows nothing of what children do.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from shared.config import child_environment
+from shared.errors import StartupError
+
+# A child that ends with this has already printed, in one line, what an operator must change; starting it again is no use.
+EXIT_CONFIG = 78
+FIRST_BACKOFF_S, MAX_BACKOFF_S, STABLE_S = 0.5, 30.0, 60.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Child:
+    """One supervised process. `order` says when it is ended: lower first."""
+
+    name: str
+    command: Sequence[str]
+    order: int
+    grace_s: float
+    process: asyncio.subprocess.Process | None = None
+    started_at: float = 0.0
+    num_restarts: int = 0
+    _pipe: int = field(default=-1)
+
+    async def start(self) -> None:
+        """Starts the process with a fresh pipe as its standard input."""
+        read_end, self._pipe = os.pipe()
+        os.set_inheritable(self._pipe, False)
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                *self.command, stdin=read_end, env=child_environment(), start_new_session=True
+            )
+        finally:
+            os.close(read_end)
+        self.started_at = asyncio.get_running_loop().time()
+
+    async def wait(self) -> int:
+        """Exit code once it has ended; negative for a signal."""
+        code = await self.process.wait() if self.process else 0
+        self._close_pipe()
+        return code
+
+    def _close_pipe(self) -> None:
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+
+    async def stop(self) -> None:
+        """SIGTERM, then SIGKILL once its grace is over."""
+        if self.process is None or self.process.returncode is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self.process.wait(), self.grace_s)
+        except TimeoutError:
+            logger.warning("a service did not end in time", extra={"child": self.name, "grace_s": self.grace_s})
+            self.process.kill()
+            await self.process.wait()
+        self._close_pipe()
+
+
+class Supervisor:
+    """Starts children and keeps them up until `stop`."""
+
+    def __init__(self) -> None:
+        self.children: list[Child] = []
+        self._watchers: list[asyncio.Task[None]] = []
+        self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def add(self, child: Child) -> None:
+        """Starts `child` and watches over it."""
+        await child.start()
+        self.children.append(child)
+        self._watchers.append(asyncio.create_task(self._watch(child)))
+
+    async def failure(self) -> str:
+        """Waits until a child gives up for good; its name. Its own line on standard error says why."""
+        return await asyncio.shield(self._failed)
+
+    async def _watch(self, child: Child) -> None:
+        loop = asyncio.get_running_loop()
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            code = await child.wait()
+            if code == EXIT_CONFIG:
+                if not self._failed.done():
+                    self._failed.set_result(child.name)
+                return
+            if loop.time() - child.started_at > STABLE_S:
+                backoff_s = FIRST_BACKOFF_S
+            logger.warning("a service ended; starting it again", extra={"child": child.name, "code": code, "in_s": backoff_s})
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+            child.num_restarts += 1
+            await child.start()
+
+    async def stop(self) -> None:
+        """Ends all children, those of lower order first, and watches no more."""
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        for order in sorted({child.order for child in self.children}):
+            await asyncio.gather(*(child.stop() for child in self.children if child.order == order))
+
+
+def fail_if_missing(name: str, value: object, setting: str) -> None:
+    """StartupError if a service started on its own lacks what `serve` would have made for it."""
+    if not value:
+        variable = "ROADTRAIN_" + setting.upper().replace("-", "_")
+        raise StartupError(f"{name} needs --{setting} (or {variable}) when it is not started by `roadtrain serve`")
