@@ -30,9 +30,8 @@ def find_or_fetch(model: str) -> Path:
     if path.exists():
         return _local(path)
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise StartupError(
-            f"no model at {model}: give '{DEFAULT_MODEL}', a Hugging Face id (org/name), a directory or a .gguf file"
-        )
+        wanted = f"'{DEFAULT_MODEL}', a Hugging Face id (org/name), a directory or a .gguf file"
+        raise StartupError(f"no model at {model}: give {wanted}")
     return _from_hub(model)
 
 

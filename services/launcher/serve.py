@@ -26,6 +26,8 @@ from shared.rpc import port_is_free
 READY_POLL_S = 0.05
 SLOW_AFTER_S = 20.0
 STOP_MARGIN_S = 5.0
+# Routers first: they take no more requests and see their streams through; what they need goes after them.
+STOP_ORDER = {"router": 0, "worker": 1, "tokenizer": 2, "redis": 3}
 
 logger = logging.getLogger(__name__)
 
@@ -68,21 +70,16 @@ async def _start_all(settings: Settings, runtime_dir: Path, supervisor: Supervis
         settings = settings.model_copy(update={"secret_file": secret_file})
     if settings.redis_url is None:
         socket = runtime_dir / "redis.sock"
-        await supervisor.add(Child("redis", private_redis.command(socket), order=3, grace_s=STOP_MARGIN_S))
+        await supervisor.add(Child("redis", private_redis.command(socket), order=STOP_ORDER["redis"], grace_s=STOP_MARGIN_S))
         settings = settings.model_copy(update={"redis_url": f"unix://{socket}"})
     tokenizers = tuple(f"unix:{runtime_dir}/tokenizer-{i}.sock" for i in range(settings.serve.num_tokenizers))
     for index, address in enumerate(tokenizers):
-        section = settings.tokenizer.model_copy(update={"address": address})
-        await _start(supervisor, settings, runtime_dir, "tokenizer", index, section, order=2, grace_s=STOP_MARGIN_S)
+        await _start(supervisor, settings, runtime_dir, "tokenizer", index, {"address": address})
     for index in range(settings.serve.num_workers):
-        address = f"unix:{runtime_dir}/worker-{index}.sock"
-        worker = settings.worker.model_copy(update={"worker_id": f"worker-{index}", "admin_address": address})
-        grace_s = worker.drain_grace_s + STOP_MARGIN_S
-        await _start(supervisor, settings, runtime_dir, "worker", index, worker, order=1, grace_s=grace_s)
+        facts = {"worker_id": f"worker-{index}", "admin_address": f"unix:{runtime_dir}/worker-{index}.sock"}
+        await _start(supervisor, settings, runtime_dir, "worker", index, facts)
     for index in range(settings.serve.num_routers):
-        router = settings.router.model_copy(update=_router_facts(index, runtime_dir, tokenizers))
-        grace_s = router.drain_grace_s + STOP_MARGIN_S
-        await _start(supervisor, settings, runtime_dir, "router", index, router, order=0, grace_s=grace_s)
+        await _start(supervisor, settings, runtime_dir, "router", index, _router_facts(index, runtime_dir, tokenizers))
     return settings
 
 
@@ -97,21 +94,15 @@ def _router_facts(index: int, runtime_dir: Path, tokenizers: tuple[str, ...]) ->
 
 
 async def _start(
-    supervisor: Supervisor,
-    settings: Settings,
-    runtime_dir: Path,
-    role: str,
-    index: int,
-    section: object,
-    *,
-    order: int,
-    grace_s: float,
+    supervisor: Supervisor, settings: Settings, runtime_dir: Path, role: str, index: int, facts: dict[str, object]
 ) -> None:
-    name = f"{role}-{index}"
-    file = runtime_dir / f"{name}.json"
+    """Starts one service with its own file of settings: `facts` replace fields of its section."""
+    section = getattr(settings, role).model_copy(update=facts)
+    file = runtime_dir / f"{role}-{index}.json"
     file.write_text(json.dumps(settings.model_copy(update={role: section}).model_dump(mode="json", exclude_none=True)))
     command = [sys.executable, "-m", "services.launcher", role, "--child", "--config", str(file)]
-    await supervisor.add(Child(name, command, order=order, grace_s=grace_s))
+    grace_s = getattr(section, "drain_grace_s", 0.0) + STOP_MARGIN_S
+    await supervisor.add(Child(f"{role}-{index}", command, order=STOP_ORDER[role], grace_s=grace_s))
 
 
 async def _watch(settings: Settings, supervisor: Supervisor, stopping: asyncio.Event, started_at: float) -> int:

@@ -17,7 +17,7 @@ async def print_summary(settings: Settings, took_s: float) -> None:
         f"Roadtrain is ready after {took_s:.1f} s",
         f"  model    {name}  ({settings.model_path})",
         f"  OpenAI   http://{host}:{http}/v1      gRPC {host}:{grpc_port}      admin http://{host}:{admin}",
-        "  try      curl http://%s:%d/v1/chat/completions -H 'Content-Type: application/json' \\" % (host, http),
+        f"  try      curl http://{host}:{http}/v1/chat/completions -H 'Content-Type: application/json' \\",
         """             -d '{"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}'""",
         "  Ctrl-C ends it",
     ]
