@@ -3,7 +3,8 @@
 Doors import everything they need from here. It knows nothing of HTTP, gRPC doors or SSE.
 """
 
-from services.router.generation import CancelReason, ChoiceEnd, EndReason, Event, Generation, TextDelta
+from services.router.choice import ChoiceEnd, EndReason, Event, TextDelta
+from services.router.generation import CancelReason, Generation
 from services.router.request import DEFAULT_BAND, GenerateRequest, Prompt
 
 __all__ = [

@@ -3,79 +3,118 @@
 It knows nothing of HTTP or gRPC, nor of which worker computes.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
-from typing import Literal
+from dataclasses import dataclass
+from enum import Enum
+from struct import pack
+from typing import Literal, Protocol
+from zlib import crc32
 
-import msgspec
+from services.router.choice import ChoiceText, DecodeRule, Event
+from services.router.decode import Decoder
+from services.router.sequencer import ChoiceLog, Held, Sequencer
+from shared.errors import DeadlineExceeded, InternalError, InvalidRequest, RequestTimeout, RoadtrainError
+from shared.pb import delivery_pb2, types_pb2
 
-from shared.pb import types_pb2
-
-EndReason = Literal["stop", "length"]
 CancelReason = Literal["client", "disconnect"]
 
-
-class TextDelta(msgspec.Struct, frozen=True, gc=False):
-    """New text of one choice, and the tokens whose text has wholly been given with it.
-
-    `token_ids` and `num_tokens` (all given so far in this choice) may lag behind `text` by a token whose text is partly
-    held back. `logprobs` has one row per entry of `token_ids`, or is None if none were asked for. `position` is the
-    event id to resume after: `rid:i0.i1…:h`. With `echo`, the first delta of a choice is the prompt's text, without tokens.
-    """
-
-    choice: int
-    text: str
-    token_ids: list[int]
-    num_tokens: int
-    logprobs: types_pb2.Logprobs | None
-    position: str
+# A client that leaves this many accepted tokens unread has its sequence paused; 60 s without reading end it.
+PAUSE_TOKENS = 2048
+STALL_S = 60.0
 
 
-class ChoiceEnd(msgspec.Struct, frozen=True, gc=False):
-    """One choice ended, after its last TextDelta; `num_tokens` are its output tokens, the stop token included.
+class Ending(Enum):
+    """How a request stopped being owed; decides what its worker and the queue are told."""
 
-    With reason "stop", at most one of `stop_string` and `stop_token_id` says what ended it.
-    """
-
-    choice: int
-    reason: EndReason
-    num_tokens: int
-    stop_string: str | None
-    stop_token_id: int | None
-    position: str
+    GIVEN = "given"  # the client was given everything
+    CLIENT = "client"  # asked to end, or out of time: final
+    DISCONNECT = "disconnect"  # nobody reads: may be taken up again
+    FAILED = "failed"  # its worker ended it with an error
+    DEAD = "dead"  # the queue ended it
+    SUPERSEDED = "superseded"  # its client is attached elsewhere
 
 
-Event = TextDelta | ChoiceEnd
+class Ledger(Protocol):
+    """Keeps what is owed; see ledger.py."""
+
+    def retire(self, generation: "Generation", ending: Ending) -> None:
+        """The generation is over: its worker and the queue hear of it."""
+
+    async def confirmed(self, rid: str) -> bool:
+        """Whether the cancel of rid was the one that ended it, once the queue has said so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Road:
+    """What every generation of a router shares."""
+
+    sequencer: Sequencer
+    decoder: Decoder
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was settled when a request was accepted. `deadline_s` counts from then."""
+
+    model: str
+    tenant: str
+    created: int
+    prompt_token_ids: list[int]
+    rule: DecodeRule
+    deadline_s: float
 
 
 class Generation:
     """One accepted request. Exactly one task may iterate `events()`; `cancel` may be called from any, any number of times.
 
-    `created` is in seconds since 1970. `prompt_logprobs` (rows for the prompt's tokens from the second on) is there
-    before the first event if it was asked for. Whoever iterates must either exhaust `events()` or call `cancel`.
+    `created` is in seconds since 1970. Whoever holds one must either exhaust `events()` or call `cancel`.
     """
 
-    rid: str
-    model: str
-    created: int
-    prompt_token_ids: list[int]
-    prompt_logprobs: types_pb2.Logprobs | None
+    def __init__(self, held: Held, facts: Facts, road: Road):
+        loop = asyncio.get_running_loop()
+        self.rid = held.rid
+        self.model = facts.model
+        self.tenant = facts.tenant
+        self.created = facts.created
+        self.prompt_token_ids = facts.prompt_token_ids
+        self.held = held
+        self._road = road
+        self._loop = loop
+        self._choices = [ChoiceText(log, facts.rule, self) for log in held.choices]
+        self._offered: list[ChoiceText] = []
+        self._num_open = len(self._choices)
+        self._ready = asyncio.Event()
+        self._error: RoadtrainError | None = None
+        self._over = False
+        # Since when the reader has had something in hand; None while it waits for us.
+        self._reading_since: float | None = loop.time()
+        self._deadline_s = facts.deadline_s
+        self._deadline = loop.call_later(facts.deadline_s, self._expire)
 
     @property
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt as rendered."""
-        raise NotImplementedError
+        return len(self.prompt_token_ids)
 
     @property
-    def position(self) -> str:
-        """Event id before anything was given: `rid:0.0…:h`; later events carry their own."""
-        raise NotImplementedError
+    def prompt_logprobs(self) -> types_pb2.Logprobs | None:
+        """Rows for the prompt's tokens from the second on, if asked for; there before the first event."""
+        return self._prompt_logprobs if self._over else self.held.prompt_logprobs
+
+    _prompt_logprobs: types_pb2.Logprobs | None = None
 
     @property
     def usage(self) -> types_pb2.Usage:
         """What it cost so far; final once `events()` ended. Output counts what the client was given."""
-        raise NotImplementedError
+        return types_pb2.Usage(
+            num_prompt_tokens=len(self.prompt_token_ids),
+            num_cached_tokens=self.held.num_cached_tokens,
+            num_output_tokens=sum(choice.num_given for choice in self._choices),
+        )
 
-    def events(self) -> AsyncIterator[list[Event]]:
+    async def events(self) -> AsyncIterator[list[Event]]:
         """Everything that happened since the last list, coalesced: at most one TextDelta per choice and list.
 
         Ends after every choice's ChoiceEnd. Raises RoadtrainError if the request failed: DeadlineExceeded, Quarantined,
@@ -83,7 +122,22 @@ class Generation:
         Coming back for more tells that the last list was written: a slow caller is buffered for, then paused,
         then cancelled after 60 s.
         """
-        raise NotImplementedError
+        try:
+            while True:
+                self._reading_since = None
+                await self._ready.wait()
+                self._ready.clear()
+                if self._error is not None:
+                    raise self._error
+                batch = self._collect()
+                if batch:
+                    self._reading_since = self._loop.time()
+                    yield batch
+                if self._num_open == 0 and not self._over:
+                    self._retire(Ending.GIVEN)
+                    return
+        finally:
+            self._fail(_cancelled(), Ending.DISCONNECT)
 
     async def cancel(self, why: CancelReason) -> bool:
         """End it now; True if this call ended it. "disconnect": nobody listens. "client": it was asked for, and is final.
@@ -91,4 +145,89 @@ class Generation:
         "disconnect" returns at once and never raises. "client" returns when the queue has confirmed it, and raises
         Unavailable if that takes longer than 2 s (it is retried until it is through).
         """
-        raise NotImplementedError
+        ended = self._fail(_cancelled(), Ending.CLIENT if why == "client" else Ending.DISCONNECT)
+        if why == "client" and ended:
+            return await self._road.ledger.confirmed(self.rid)
+        return ended
+
+    def end(self, error: RoadtrainError, ending: Ending) -> None:
+        """Somebody else than its client ended it: `events()` raises `error`."""
+        self._fail(error, ending)
+
+    def check_reader(self) -> None:
+        """Ends it if its reader has not come back for too long; to be called now and then."""
+        if self._reading_since is not None and self._loop.time() - self._reading_since > STALL_S:
+            self._fail(RequestTimeout(f"Nothing was read for {STALL_S:.0f} s; the request was cancelled."), Ending.DISCONNECT)
+
+    def position(self) -> str:
+        """Event id after what all choices have given: `rid:i0.i1…:h`, h a hash of the ids in hexadecimal."""
+        choices = self._choices
+        if len(choices) == 1:
+            return f"{self.rid}:{choices[0].num_given}:{choices[0].crc:08x}"
+        counts = ".".join(str(choice.num_given) for choice in choices)
+        crc = crc32(pack(f"<{len(choices)}I", *(choice.crc for choice in choices)))
+        return f"{self.rid}:{counts}:{crc:08x}"
+
+    def push(self, choice: ChoiceText) -> None:
+        """See choice.Owner."""
+        self._road.decoder.push(choice)
+
+    def offer(self, choice: ChoiceText) -> None:
+        """See choice.Owner."""
+        if not choice.offered:
+            choice.offered = True
+            self._offered.append(choice)
+            self._ready.set()
+        if self._reading_since is not None and not self.held.paused and self._num_unread() > PAUSE_TOKENS:
+            self._road.sequencer.pause(self.held, True)
+
+    def stop(self, log: ChoiceLog, num_tokens: int) -> None:
+        """See choice.Owner."""
+        self._road.sequencer.stop(log, num_tokens)
+
+    def failed(self, finish: delivery_pb2.Finish) -> None:
+        """See choice.Owner."""
+        if finish.reason == types_pb2.FINISH_REASON_CANCELLED:
+            self._fail(_cancelled(), Ending.FAILED)
+        else:
+            message = finish.error.message or "The model failed on this request; it has been logged."
+            self._fail(InternalError(message, code=finish.error.code or None), Ending.FAILED)
+
+    def _num_unread(self) -> int:
+        return sum(len(choice.log.token_ids) - choice.num_given for choice in self._choices)
+
+    def _collect(self) -> list[Event]:
+        offered, self._offered = self._offered, []
+        events: list[Event] = []
+        for choice in offered:
+            choice.offered = False
+            choice.collect(events)
+            self._num_open -= choice.over
+        if self.held.paused:
+            self._road.sequencer.pause(self.held, False)
+        return events
+
+    def _expire(self) -> None:
+        message = f"The request was not done within its deadline of {self._deadline_s:g} s."
+        self._fail(DeadlineExceeded(message), Ending.CLIENT)
+
+    def _fail(self, error: RoadtrainError, ending: Ending) -> bool:
+        """Whether this was what ended it."""
+        if self._over:
+            return False
+        self._error = error
+        for choice in self._choices:
+            self._road.decoder.forget(choice)
+        self._retire(ending)
+        self._ready.set()
+        return True
+
+    def _retire(self, ending: Ending) -> None:
+        self._over = True
+        self._deadline.cancel()
+        self._prompt_logprobs = self.held.prompt_logprobs
+        self._road.ledger.retire(self, ending)
+
+
+def _cancelled() -> RoadtrainError:
+    return InvalidRequest("The request was cancelled.", code="request_cancelled")

@@ -1,0 +1,216 @@
+"""One choice on its way from accepted ids to events: what was decoded, what was given, what ended it.
+
+It knows nothing of workers, streams or who reads the events.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+from zlib import crc32
+
+import msgspec
+
+from services.router.sequencer import ChoiceLog, pack
+from shared.pb import delivery_pb2, tokenizer_pb2, types_pb2
+
+EndReason = Literal["stop", "length"]
+
+
+class TextDelta(msgspec.Struct, frozen=True, gc=False):
+    """New text of one choice, and the tokens whose text has wholly been given with it.
+
+    `token_ids` and `num_tokens` (all given so far in this choice) may lag behind `text` by a token whose text is partly
+    held back. `logprobs` has one row per entry of `token_ids`, or is None if none were asked for. `position` is the
+    event id to resume after: `rid:i0.i1…:h`. With `echo`, a choice's text begins with the prompt's, without tokens.
+    """
+
+    choice: int
+    text: str
+    token_ids: list[int]
+    num_tokens: int
+    logprobs: types_pb2.Logprobs | None
+    position: str
+
+
+class ChoiceEnd(msgspec.Struct, frozen=True, gc=False):
+    """One choice ended, after its last TextDelta; `num_tokens` are its output tokens, the stop token included.
+
+    With reason "stop", at most one of `stop_string` and `stop_token_id` says what ended it.
+    """
+
+    choice: int
+    reason: EndReason
+    num_tokens: int
+    stop_string: str | None
+    stop_token_id: int | None
+    position: str
+
+
+Event = TextDelta | ChoiceEnd
+
+_REASONS: dict[int, EndReason] = {types_pb2.FINISH_REASON_STOP: "stop", types_pb2.FINISH_REASON_LENGTH: "length"}
+
+
+class Owner(Protocol):
+    """The request a choice belongs to."""
+
+    def push(self, choice: "ChoiceText") -> None:
+        """It has ids to decode, or its end is known."""
+
+    def offer(self, choice: "ChoiceText") -> None:
+        """It has something for the client."""
+
+    def stop(self, log: ChoiceLog, num_tokens: int) -> None:
+        """A stop string ended it."""
+
+    def failed(self, finish: delivery_pb2.Finish) -> None:
+        """Its worker gave it up."""
+
+    def position(self) -> str:
+        """Event id after what all choices have given."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRule:
+    """How a request's ids become text. `hidden_token_ids` end a choice without showing their own text."""
+
+    stop: tuple[str, ...]
+    include_stop: bool
+    skip_special: bool
+    hidden_token_ids: frozenset[int]
+    echo_token_ids: Sequence[int]
+
+
+class ChoiceText:
+    """One choice; the sequencer tells it when it grew, the decoder takes its ids and brings text, its owner collects events."""
+
+    __slots__ = (
+        "_owner",
+        "_parts",
+        "_rule",
+        "_stop_index",
+        "crc",
+        "exhausted",
+        "log",
+        "num_chars",
+        "num_decoded",
+        "num_given",
+        "num_taken",
+        "number",
+        "offered",
+        "over",
+        "queued",
+    )
+
+    def __init__(self, log: ChoiceLog, rule: DecodeRule, owner: Owner):
+        self._owner = owner
+        self._rule = rule
+        self._parts: list[str] = []
+        self._stop_index: int | None = None
+        self.log = log
+        self.number = 0
+        self.queued = False
+        self.exhausted = False
+        self.num_taken = 0  # ids handed to the decoder
+        self.num_chars = 0  # characters that came back
+        self.num_decoded = 0  # ids whose text has wholly come back
+        self.num_given = 0  # ids given to the client
+        self.crc = 0  # of the ids given
+        self.offered = False
+        self.over = False
+        log.sink = self
+
+    def grew(self) -> None:
+        """See sequencer.Sink."""
+        finish = self.log.finish
+        if finish is not None and finish.reason not in _REASONS:
+            self._owner.failed(finish)
+        else:
+            self._owner.push(self)
+
+    def opening(self) -> tokenizer_pb2.OpenDecode:
+        """See decode.Reader."""
+        rule = self._rule
+        self.exhausted = False
+        return tokenizer_pb2.OpenDecode(
+            stop=rule.stop,
+            include_stop=rule.include_stop,
+            skip_special=rule.skip_special,
+            prior_token_ids=pack(self.log.token_ids[: self.num_taken]),
+            num_prior_chars=self.num_chars,
+            echo_token_ids=pack(rule.echo_token_ids),
+        )
+
+    def take(self) -> Sequence[int]:
+        """See decode.Reader. A token that may prove to have ended the choice waits until that is known."""
+        log = self.log
+        token_ids = log.token_ids
+        end = len(token_ids)
+        if log.finish is not None:
+            self.exhausted = True
+            if log.finish.HasField("stop_token_id") and self._rule.hidden_token_ids:
+                end -= 1
+        elif end and token_ids[-1] in self._rule.hidden_token_ids:
+            end -= 1
+        if self.num_taken < log.sent < end:
+            # The client had these: they go alone, so that their text can be told from what follows.
+            end = log.sent
+            self.exhausted = False
+            self._owner.push(self)
+        taken = token_ids[self.num_taken : end]
+        self.num_taken = max(self.num_taken, end)
+        return taken
+
+    def decoded(self, text: str, num_tokens: int) -> None:
+        """See decode.Reader."""
+        self.num_chars += len(text)
+        if num_tokens > self.num_decoded:
+            self.num_decoded = num_tokens
+        if text and (not self.log.sent or self.num_taken > self.log.sent):
+            self._parts.append(text)
+        self._owner.offer(self)
+
+    def stopped(self, num_tokens: int, stop_index: int) -> None:
+        """See decode.Reader."""
+        self._owner.stop(self.log, num_tokens)
+        self._stop_index = stop_index
+        self.drained()
+
+    def drained(self) -> None:
+        """See decode.Reader."""
+        self.num_decoded = len(self.log.token_ids)
+        self.over = True
+        self._owner.offer(self)
+
+    def collect(self, events: list[Event]) -> None:
+        """Appends what has not been given yet, and counts it as given."""
+        log = self.log
+        start, end = max(self.num_given, log.sent), self.num_decoded
+        if start > self.num_given:
+            self._count(start)
+        text = "".join(self._parts)
+        if text or end > start:
+            self._parts.clear()
+            self._count(end)
+            logprobs = log.logprobs.rows(start, end) if log.logprobs is not None else None
+            position = self._owner.position()
+            events.append(TextDelta(log.index, text, log.token_ids[start:end], self.num_given, logprobs, position))
+        if self.over:
+            events.append(self._end())
+
+    def _count(self, end: int) -> None:
+        if end > self.num_given:
+            self.crc = crc32(pack(self.log.token_ids[self.num_given : end]), self.crc)
+            self.num_given = end
+
+    def _end(self) -> ChoiceEnd:
+        log, finish = self.log, self.log.finish
+        reason: EndReason = "stop"
+        stop_string: str | None = None
+        stop_token_id: int | None = None
+        if self._stop_index is not None:
+            stop_string = self._rule.stop[self._stop_index]
+        elif finish is not None:
+            reason = _REASONS[finish.reason]
+            stop_token_id = finish.stop_token_id if finish.HasField("stop_token_id") else None
+        return ChoiceEnd(log.index, reason, len(log.token_ids), stop_string, stop_token_id, self._owner.position())

@@ -1,0 +1,183 @@
+"""Token ids to text over one Decode stream: what readers have accepted goes up, their text and stop strings come back.
+
+Everything accepted since the last message goes into the next one, so a message of a worker makes at most one message
+here. When the stream breaks, another replica is asked to rebuild every reader's state from its ids.
+It knows nothing of workers, of events or of clients.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import grpc
+
+from services.router.tokenizer import Replica, Tokenizers, backoff
+from shared.pb import tokenizer_pb2
+
+logger = logging.getLogger(__name__)
+
+
+class Reader(Protocol):
+    """One choice being decoded. The decoder keeps `number` (0: not open now, -1: forgotten) and `queued`."""
+
+    number: int
+    queued: bool
+
+    def opening(self) -> tokenizer_pb2.OpenDecode:
+        """Everything that rebuilds its state: ids taken so far and how much of their text has arrived."""
+
+    def take(self) -> Sequence[int]:
+        """Ids to decode next; they count as taken."""
+
+    @property
+    def exhausted(self) -> bool:
+        """No more ids will come, and all were taken."""
+
+    def decoded(self, text: str, num_tokens: int) -> None:
+        """New text arrived; num_tokens are wholly given with it."""
+
+    def stopped(self, num_tokens: int, stop_index: int) -> None:
+        """Its text ended with a stop string."""
+
+    def drained(self) -> None:
+        """All its text has arrived."""
+
+
+class Decoder:
+    """The router's one Decode stream."""
+
+    def __init__(self, tokenizers: Tokenizers):
+        self._tokenizers = tokenizers
+        self._readers: dict[int, Reader] = {}
+        self._queue: list[Reader] = []
+        self._closing: list[int] = []
+        # Readers that each unanswered request flushed, oldest first: replies come in the order of requests.
+        self._unanswered: deque[list[Reader]] = deque()
+        self._last_number = 0
+        self._wake = asyncio.Event()
+        self.connected = False
+
+    def push(self, reader: Reader) -> None:
+        """The reader has something to take, or has been exhausted."""
+        if not reader.queued:
+            reader.queued = True
+            self._queue.append(reader)
+            self._wake.set()
+
+    def forget(self, reader: Reader) -> None:
+        """Nobody wants its text any more."""
+        if self._readers.pop(reader.number, None) is not None:
+            self._closing.append(reader.number)
+            self._wake.set()
+        reader.number = -1
+        reader.queued = True
+
+    async def run(self) -> None:
+        """Keeps a stream open until cancelled."""
+        failed: Replica | None = None
+        attempt = 0
+        while True:
+            replica = self._tokenizers.next_replica(failed)
+            call = None
+            try:
+                await self._tokenizers.check(replica)
+                call = replica.stub.Decode()
+                self._reopen()
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._write(call))
+                    tasks.create_task(self._read(call))
+            except* Exception as errors:
+                attempt = 0 if self.connected else attempt + 1
+                logger.warning("the decode stream broke", extra={"address": replica.address, "cause": repr(errors.exceptions[0])})
+            finally:
+                self.connected = False
+                if call is not None:
+                    call.cancel()
+            failed = replica
+            await backoff(attempt)
+
+    def _reopen(self) -> None:
+        """Every reader begins anew on the stream that is about to open."""
+        readers = list(self._readers.values())
+        self._readers.clear()
+        self._unanswered.clear()
+        self._closing.clear()
+        for reader in readers:
+            reader.number = 0
+            self.push(reader)
+
+    async def _write(self, call: Any) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            request = self._next_request()
+            if request is not None:
+                await call.write(request)
+
+    def _next_request(self) -> tokenizer_pb2.DecodeRequest | None:
+        queue, self._queue = self._queue, []
+        if not queue and not self._closing:
+            return None
+        streams: list[int] = []
+        counts: list[int] = []
+        token_ids: list[int] = []
+        flushed: list[Reader] = []
+        request = tokenizer_pb2.DecodeRequest(close=self._closing)
+        self._closing = []
+        for reader in queue:
+            if reader.number < 0:
+                continue
+            reader.queued = False
+            if not reader.number:
+                self._open(reader, request)
+            taken = reader.take()
+            if taken:
+                streams.append(reader.number)
+                counts.append(len(taken))
+                token_ids += taken
+            if reader.exhausted:
+                flushed.append(reader)
+                request.flush.append(reader.number)
+                request.close.append(reader.number)
+        request.stream.extend(streams)
+        request.count.extend(counts)
+        request.token_ids.extend(token_ids)
+        self._unanswered.append(flushed)
+        return request
+
+    def _open(self, reader: Reader, request: tokenizer_pb2.DecodeRequest) -> None:
+        self._last_number += 1
+        opening = reader.opening()
+        opening.stream = self._last_number
+        request.open.append(opening)
+        reader.number = self._last_number
+        self._readers[reader.number] = reader
+
+    async def _read(self, call: Any) -> None:
+        while True:
+            reply = await call.read()
+            if reply is grpc.aio.EOF:
+                raise _Closed
+            self.connected = True
+            self._deliver(reply)
+
+    def _deliver(self, reply: tokenizer_pb2.DecodeReply) -> None:
+        flushed = self._unanswered.popleft()
+        readers = self._readers
+        for number, text, num_tokens in zip(reply.stream, reply.text, reply.num_tokens, strict=True):
+            # A reader that was forgotten meanwhile may still be answered.
+            if (reader := readers.get(number)) is not None:
+                reader.decoded(text, num_tokens)
+        for stop in reply.stopped:
+            if (reader := readers.get(stop.stream)) is not None:
+                self.forget(reader)
+                reader.stopped(stop.num_tokens, stop.stop_index)
+        for reader in flushed:
+            if readers.pop(reader.number, None) is not None:
+                reader.drained()
+
+
+class _Closed(Exception):
+    """The tokenizer ended the stream."""

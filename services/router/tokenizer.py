@@ -1,0 +1,146 @@
+"""Client of the tokenizer's unary calls: texts and chats to ids, facts about the model's text, every token's bytes.
+
+Replicas are alike: a call that one does not answer goes to the next. It knows nothing of what the ids mean.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import accumulate
+from typing import TypeVar
+
+import grpc
+
+from services.router.sequencer import unpack
+from shared import rpc
+from shared.errors import InternalError, InvalidRequest, RoadtrainError, TooLarge, Unavailable
+from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc
+
+# A call on a small input is answered in milliseconds; a large one gets time by its size.
+TRY_S = 2.0
+TRY_S_PER_MB = 2.0
+ANOTHER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
+
+logger = logging.getLogger(__name__)
+Reply = TypeVar("Reply")
+
+
+class TokenBytes:
+    """Every token's bytes; `special` are the ids that stand for no text."""
+
+    def __init__(self, reply: tokenizer_pb2.VocabularyReply):
+        self._data = reply.data
+        self._offsets = (0, *accumulate(reply.length))
+        self.special = frozenset(reply.special_token_ids)
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes a token adds to the text; empty for an id beyond the vocabulary, which a padded model can produce."""
+        if not 0 <= token_id < len(self._offsets) - 1:
+            return b""
+        return self._data[self._offsets[token_id] : self._offsets[token_id + 1]]
+
+
+class Replica:
+    """One tokenizer process."""
+
+    def __init__(self, address: str):
+        self.address = address
+        self.checked = False
+        self._channel = rpc.connect(address)
+        self.stub = tokenizer_pb2_grpc.TokenizerStub(self._channel)
+
+    async def close(self) -> None:
+        """Ends its connection."""
+        await self._channel.close()
+
+
+class Tokenizers:
+    """All replicas of the model's tokenizer. The first one that answers says what the model is; others must agree."""
+
+    def __init__(self, addresses: Sequence[str]):
+        self._replicas = [Replica(address) for address in addresses]
+        self._first = 0
+        self._description: tokenizer_pb2.Description | None = None
+        self._vocabulary: TokenBytes | None = None
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        for replica in self._replicas:
+            await replica.close()
+
+    def next_replica(self, failed: Replica | None = None) -> Replica:
+        """The replica to use now; never `failed` while there is another."""
+        if failed is not None and self._replicas[self._first] is failed:
+            self._first = (self._first + 1) % len(self._replicas)
+            failed.checked = False
+        return self._replicas[self._first]
+
+    async def describe(self) -> tokenizer_pb2.Description:
+        """Facts about the model's text side. Raises Unavailable if no replica answers."""
+        return await self._any(self.check)
+
+    async def check(self, replica: Replica) -> tokenizer_pb2.Description:
+        """What the replica says of itself, asked once per connection. Raises Unavailable if it contradicts the others."""
+        if not replica.checked or self._description is None:
+            description: tokenizer_pb2.Description = await replica.stub.Describe(tokenizer_pb2.DescribeRequest(), timeout=TRY_S)
+            if self._description is None:
+                self._description = description
+            if description.digest != self._description.digest:
+                logger.error("a tokenizer serves another vocabulary; it is not used", extra={"address": replica.address})
+                raise Unavailable("The tokenizers do not agree with each other; try again.", retry_after_s=1.0)
+            replica.checked = True
+        return self._description
+
+    async def encode(self, request: tokenizer_pb2.EncodeRequest) -> list[list[int]]:
+        """Token ids of each text, the chat's last. Raises InvalidRequest if a chat cannot be rendered, or Unavailable."""
+        timeout = TRY_S + TRY_S_PER_MB * request.ByteSize() / 1e6
+        reply = await self._any(lambda replica: replica.stub.Encode(request, timeout=timeout))
+        return [unpack(packed) for packed in reply.token_ids]
+
+    async def load_vocabulary(self) -> None:
+        """Fetches every token's bytes, once. Raises Unavailable if no replica answers."""
+        if self._vocabulary is None:
+            request = tokenizer_pb2.VocabularyRequest()
+            reply = await self._any(lambda replica: replica.stub.Vocabulary(request, timeout=5 * TRY_S))
+            self._vocabulary = TokenBytes(reply)
+
+    @property
+    def vocabulary(self) -> TokenBytes:
+        """Every token's bytes. Raises Unavailable before they were fetched."""
+        if self._vocabulary is None:
+            raise Unavailable("No tokenizer has answered yet; try again.", code="tokenizer_unavailable", retry_after_s=1.0)
+        return self._vocabulary
+
+    async def _any(self, call: Callable[[Replica], Awaitable[Reply]]) -> Reply:
+        replica = self.next_replica()
+        for _ in self._replicas:
+            try:
+                await self.check(replica)
+                return await call(replica)
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in ANOTHER:
+                    raise as_error(error) from error
+            except Unavailable:
+                pass
+            replica = self.next_replica(replica)
+        raise Unavailable("No tokenizer answers; try again.", code="tokenizer_unavailable", retry_after_s=1.0)
+
+
+def as_error(error: grpc.aio.AioRpcError) -> RoadtrainError:
+    """What a tokenizer refused, as shared/rpc.py's abort sent it."""
+    metadata = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
+    code, param = metadata.get(rpc.ERROR_CODE_KEY), metadata.get(rpc.ERROR_PARAM_KEY)
+    message = error.details() or "The tokenizer refused this input."
+    match error.code():
+        case grpc.StatusCode.INVALID_ARGUMENT:
+            return InvalidRequest(message, code=code, param=param)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return TooLarge(message, code=code, param=param)
+        case _:
+            logger.error("a tokenizer failed", extra={"status": error.code().name, "details": error.details()})
+            return InternalError("The input could not be turned into tokens; it has been logged.")
+
+
+async def backoff(attempt: int) -> None:
+    """Waits longer after each failed attempt: 50 ms, doubling up to 1 s."""
+    await asyncio.sleep(min(0.05 * 2**attempt, 1.0))

@@ -1,0 +1,69 @@
+"""What a request must satisfy that only the model can say: its name, ranges of sampling values, token ids, lengths.
+
+Errors name fields as `request.names` says the door calls them. It knows nothing of JSON, protobuf or queues.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.router.request import GenerateRequest
+from shared.errors import InvalidRequest, NotFound
+from shared.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """What bounds a request: names it may use, positions (prompt and output together), width of the logits."""
+
+    names: tuple[str, ...]
+    max_model_len: int
+    vocab_size: int
+
+
+def check(request: GenerateRequest, limits: ModelLimits) -> None:
+    """Raises InvalidRequest or NotFound for the first thing wrong with it, before anything is encoded."""
+    if request.model not in limits.names:
+        shown = ", ".join(f"'{name}'" for name in limits.names)
+        raise NotFound(
+            f"The model '{request.model[:200]}' does not exist here; use one of {shown}.", param="model", code="model_not_found"
+        )
+    request.sampling.validate(vocab_size=limits.vocab_size, names=request.names)
+
+
+def check_ids(request: GenerateRequest, token_ids: Sequence[int], limits: ModelLimits) -> None:
+    """Raises InvalidRequest if the prompt holds an id the model does not have."""
+    if not token_ids:
+        raise _invalid(request, "prompt", "has no tokens; give at least one")
+    if min(token_ids) < 0 or max(token_ids) >= limits.vocab_size:
+        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < limits.vocab_size)
+        raise _invalid(request, "prompt", f"{wrong} is no token id of this model", "invalid_token_id")
+
+
+def resolve(request: GenerateRequest, num_prompt_tokens: int, limits: ModelLimits) -> SamplingParams:
+    """The sampling parameters with seed and max_tokens filled in.
+
+    Raises InvalidRequest (code context_length_exceeded) if prompt and output do not fit: nothing is ever cut silently.
+    """
+    params, most = request.sampling, limits.max_model_len
+    room = most - num_prompt_tokens
+    wanted = params.max_tokens
+    if room < 1 or (wanted or 0) > room or params.min_tokens > room:
+        total = num_prompt_tokens + (wanted or max(params.min_tokens, 1))
+        raise InvalidRequest(
+            f"This model's maximum context length is {most} tokens. However, you requested {total} tokens "
+            f"({num_prompt_tokens} in the prompt, {total - num_prompt_tokens} for the completion). "
+            "Please shorten the prompt or ask for a shorter completion.",
+            param=_name(request, "prompt" if room < 1 or wanted is None else "max_tokens"),
+            code="context_length_exceeded",
+        )
+    return params.resolved(seed=secrets.randbits(63), max_tokens=room)
+
+
+def _name(request: GenerateRequest, field: str) -> str:
+    return request.names.get(field, field)
+
+
+def _invalid(request: GenerateRequest, field: str, what: str, code: str = "invalid_value") -> InvalidRequest:
+    name = _name(request, field)
+    return InvalidRequest(f"Invalid '{name}': {what}.", param=name, code=code)
