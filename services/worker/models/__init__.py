@@ -1,0 +1,93 @@
+"""From a path to a model that runs: the table of architectures, and build.
+
+To add a model: a file beside llama.py that turns a config into a ModelSpec, a row here, a row in the logits test, and
+for GGUF a row in weights/gguf_config.py. It knows nothing of batches, sampling or memory.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from kernels import Ops
+from services.worker.backends.base import KVCache
+from services.worker.backends.paged import PagedBackend
+from services.worker.batch import Batch
+from services.worker.models.assemble import assemble
+from services.worker.models.decoder import Decoder
+from services.worker.models.gemma import gemma2, gemma3, gemma3_with_vision
+from services.worker.models.llama import llama
+from services.worker.models.mistral import mistral
+from services.worker.models.phi import phi3
+from services.worker.models.qwen import qwen2, qwen3
+from services.worker.models.spec import Config, ModelSpec
+from services.worker.weights import open_checkpoint
+from services.worker.weights.checkpoint import Checkpoint, Progress, Weights
+from shared.errors import StartupError
+
+ARCHITECTURES: Mapping[str, Callable[[Config], ModelSpec]] = {
+    "LlamaForCausalLM": llama,
+    "MistralForCausalLM": mistral,
+    "Qwen2ForCausalLM": qwen2,
+    "Qwen3ForCausalLM": qwen3,
+    "Gemma2ForCausalLM": gemma2,
+    "Gemma3ForCausalLM": gemma3,
+    "Gemma3ForConditionalGeneration": gemma3_with_vision,
+    "Phi3ForCausalLM": phi3,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model with its weights. All layers have spec.num_kv_heads heads of spec.head_dim in the KV cache.
+
+    `numerics` is this model's part of the numerics fingerprint: two models with the same text, run by the same kernels
+    over the same kind of cache, give the same logits.
+    """
+
+    spec: ModelSpec
+    decoder: Decoder
+    max_model_len: int  # the longest sequence, in tokens
+    eos_token_ids: tuple[int, ...]
+    num_bytes: int  # of weights, as stored
+    formats: tuple[str, ...]  # of the tensors in use, sorted
+    numerics: str
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.spec.layers)
+
+    def forward(self, batch: Batch, kv: Sequence[KVCache]) -> Tensor:
+        """Logits [S, vocab] float32 of batch.logit_indices; kv: (k_cache, v_cache) of each layer, written in place."""
+        return self.decoder.forward(batch, kv)
+
+
+def build(path: Path, ops: Ops, progress: Progress | None = None, max_model_len: int | None = None) -> Model:
+    """Reads the model at `path`; sequences will be at most max_model_len tokens (None: all the model allows).
+
+    progress(bytes read, bytes in all) is called for every tensor. StartupError names the file and the fault.
+    """
+    checkpoint = open_checkpoint(path)
+    spec = spec_of(checkpoint)
+    served = max_model_len or spec.context_length
+    if served > spec.context_length:
+        raise StartupError(f"max-model-len {served} exceeds the {spec.context_length} tokens of {path}; lower it")
+    weights = Weights(checkpoint, ops, progress)
+    decoder = assemble(spec, weights, ops, PagedBackend(ops), served)
+    formats = tuple(sorted(weights.formats))
+    numerics = f"{checkpoint.revision} {'+'.join(formats)}"
+    if any(layer.rope.depends_on_length() for layer in spec.layers):
+        numerics += f" length {served}"
+    return Model(spec, decoder, served, checkpoint.eos_token_ids, weights.num_bytes, formats, numerics)
+
+
+def spec_of(checkpoint: Checkpoint) -> ModelSpec:
+    """The numbers of the model in `checkpoint`. StartupError for an unknown architecture or a field that is wrong."""
+    config = Config(checkpoint.config_source, checkpoint.config)
+    named = config.values.get("architectures")
+    if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
+        config.wrong("architectures", "a list of one name")
+    if named[0] not in ARCHITECTURES:
+        raise StartupError(f"{config.source}: unknown architecture '{named[0]}'; those supported: {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[named[0]](config)
