@@ -145,8 +145,8 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot; each number is right by itself, together they may be a step apart."""
-        scheduler, pool = self._scheduler, self._scheduler.pool
-        running, waiting, paused = scheduler.counts()
+        lines, pool = self._scheduler.lines, self._scheduler.lines.pool
+        running, waiting, paused = len(lines.running), len(lines.waiting), len(lines.paused)
         times = sorted(self._times)
         seats = self._limits.max_num_seqs - running - waiting - (self._num_submitted - self._num_accepted)
         typical = max(1, pool.num_referenced // max(1, running + paused))
@@ -154,13 +154,13 @@ class Engine:
             running=running,
             waiting=waiting,
             paused=paused,
-            room=max(0, min(seats, (pool.num_free - scheduler.num_promised()) // typical)),
+            room=max(0, min(seats, (pool.num_free - lines.num_promised()) // typical)),
             num_blocks=pool.num_blocks,
             free_blocks=pool.num_free,
             steps=self._steps,
-            preemptions=scheduler.num_preemptions,
-            computed_tokens=scheduler.num_computed_tokens,
-            cached_tokens=scheduler.num_cached_tokens,
+            preemptions=lines.num_preemptions,
+            computed_tokens=self._scheduler.num_computed_tokens,
+            cached_tokens=lines.num_cached_tokens,
             kv_unused_slot_s=self._unused_slot_s,
             kv_slot_s=self._slot_s,
             step_p50_s=times[len(times) // 2] if times else 0.0,
@@ -212,7 +212,7 @@ class Engine:
         else:
             self._times[self._steps % NUM_TIMES] = step_s
         self._steps += 1
-        unused, slots = self._scheduler.slots()
+        unused, slots = self._scheduler.lines.slots()
         self._unused_slot_s += unused * step_s
         self._slot_s += slots * step_s
 
