@@ -26,12 +26,13 @@ class ServedModel:
 class Vocabulary(Protocol):
     """What each token id stands for."""
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes a token adds to the text."""
+    @property
+    def special(self) -> frozenset[int]:
+        """Ids that stand for no text."""
         ...
 
-    def is_special(self, token_id: int) -> bool:
-        """Whether the token is left out of the text by default."""
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes a token adds to the text; empty for an id beyond the vocabulary."""
         ...
 
 

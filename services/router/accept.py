@@ -1,0 +1,351 @@
+"""From what a client sent to requests: the one validator of every door.
+
+Bodies and gRPC messages become the same GenerateRequest here; ranges of sampling values are checked by the Generator,
+which knows the model. Errors name a field as the client called it. It knows nothing of connections and answers.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.router.generate import DEFAULT_BAND, GenerateRequest
+from services.router.schema import Body, ChatBody, CompletionBody, Message, Part, StreamOptions
+from shared.errors import InvalidRequest
+from shared.pb import router_pb2, tokenizer_pb2, types_pb2
+from shared.sampling import SamplingParams, from_proto
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_MESSAGES = 2048
+MAX_PROMPTS = 128
+MAX_CHOICES = 1024
+MAX_SALT_CHARS = 128
+MAX_KEY_CHARS = 255
+MAX_BAND = 9
+DEFAULT_COMPLETION_TOKENS = 16
+
+_SAME_NAME = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "min_tokens",
+    "ignore_eos",
+    "n",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and what came beside the body."""
+
+    tenant: str
+    idempotency_key: str | None
+    deadline_ms: int
+    trace: types_pb2.TraceContext
+
+
+def chat_request(body: ChatBody, caller: Caller) -> GenerateRequest:
+    """The request that a chat body makes. Raises InvalidRequest."""
+    _check_stream(body)
+    limits = {body.max_tokens, body.max_completion_tokens} - {None}
+    if len(limits) > 1:
+        raise InvalidRequest(
+            "'max_tokens' and 'max_completion_tokens' differ; give one of them.", param="max_tokens", code="invalid_value"
+        )
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs", code="invalid_value")
+    chat = tokenizer_pb2.Chat(
+        messages=[_message(message, index) for index, message in enumerate(body.messages)],
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=bool(body.continue_final_message),
+    )
+    check_chat(chat)
+    sampling = _sampling(
+        body,
+        max_tokens=limits.pop() if limits else None,
+        num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        num_prompt_logprobs=body.prompt_logprobs,
+    )
+    names = {
+        "prompt": "messages",
+        "max_tokens": "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
+        "num_logprobs": "top_logprobs",
+        "num_prompt_logprobs": "prompt_logprobs",
+        "band": "priority",
+    }
+    return _request(body, chat, sampling, caller, names)
+
+
+def completion_requests(body: CompletionBody, caller: Caller) -> list[GenerateRequest]:
+    """One request per prompt of a completions body. Raises InvalidRequest."""
+    _check_stream(body)
+    if body.best_of not in (None, body.n or 1):
+        raise InvalidRequest(
+            "'best_of' other than 'n' is not supported: ask for n choices and choose among them.",
+            param="best_of",
+            code="unsupported_parameter",
+        )
+    # With echo the prompt's tokens are part of the answer, and so are their log-probabilities.
+    prompt_logprobs = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
+    sampling = _sampling(
+        body,
+        max_tokens=DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens,
+        num_logprobs=body.logprobs,
+        num_prompt_logprobs=prompt_logprobs,
+    )
+    prompts = _prompts(body.prompt)
+    if len(prompts) * sampling.n > MAX_CHOICES:
+        raise InvalidRequest(f"Prompts times 'n' may be at most {MAX_CHOICES}.", param="n", code="integer_above_max_value")
+    own = body.prompt_logprobs is not None
+    names = {
+        "num_logprobs": "logprobs",
+        "num_prompt_logprobs": "prompt_logprobs" if own else "logprobs",
+        "band": "priority",
+    }
+    requests = []
+    for index, prompt in enumerate(prompts):
+        key = caller.idempotency_key
+        part = key if key is None or len(prompts) == 1 else f"{key}/{index}"
+        requests.append(_request(body, prompt, sampling, caller, names, key=part))
+    return requests
+
+
+def proto_request(message: router_pb2.ChatRequest | router_pb2.CompleteRequest, caller: Caller) -> GenerateRequest:
+    """The request that a gRPC message makes. Raises InvalidRequest."""
+    options = message.options
+    prompt: str | list[int] | tokenizer_pb2.Chat
+    if isinstance(message, router_pb2.ChatRequest):
+        prompt = message.chat
+        check_chat(prompt)
+    elif message.WhichOneof("prompt") == "token_ids":
+        prompt = unpack(message.token_ids)
+    else:
+        prompt = message.text
+        _check_text(prompt, "text")
+    request = GenerateRequest(
+        model=message.model,
+        tenant=caller.tenant,
+        prompt=prompt,
+        sampling=from_proto(options.sampling),
+        echo=isinstance(message, router_pb2.CompleteRequest) and message.echo,
+        band=options.band if options.HasField("band") else DEFAULT_BAND,
+        deadline_ms=caller.deadline_ms,
+        cache_salt=options.cache_salt,
+        idempotency_key=caller.idempotency_key,
+        trace=caller.trace,
+        names={"prompt": "messages"} if isinstance(message, router_pb2.ChatRequest) else {},
+    )
+    check_request(request)
+    return request
+
+
+def unpack(packed: bytes) -> list[int]:
+    """Token ids from little-endian uint32. Raises InvalidRequest if there are none or a part of one."""
+    if not packed or len(packed) % 4:
+        raise InvalidRequest(
+            "Invalid 'token_ids': must be one or more little-endian uint32.", param="token_ids", code="invalid_value"
+        )
+    return [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), 4)]
+
+
+def check_request(request: GenerateRequest) -> None:
+    """What holds for every request whatever its door. Raises InvalidRequest."""
+    if not request.model:
+        raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
+    if not 0 <= request.band <= MAX_BAND:
+        name = request.names.get("band", "band")
+        raise InvalidRequest(f"Invalid '{name}': must be 0 (first) to {MAX_BAND}.", param=name, code="invalid_value")
+    if len(request.cache_salt) > MAX_SALT_CHARS or not request.cache_salt.isprintable():
+        raise InvalidRequest(
+            f"Invalid 'cache_salt': at most {MAX_SALT_CHARS} printable characters.", param="cache_salt", code="invalid_value"
+        )
+    key = request.idempotency_key
+    if key is not None and not (1 <= len(key) <= MAX_KEY_CHARS + len("/127") and key.isprintable()):
+        raise InvalidRequest(
+            f"Invalid idempotency key: 1 to {MAX_KEY_CHARS} printable characters.", param="idempotency_key", code="invalid_value"
+        )
+
+
+def check_chat(chat: tokenizer_pb2.Chat) -> None:
+    """Roles, contents and flags of a chat. Raises InvalidRequest."""
+    if not chat.messages:
+        raise InvalidRequest("Invalid 'messages': must hold at least one message.", param="messages", code="empty_array")
+    if len(chat.messages) > MAX_MESSAGES:
+        raise InvalidRequest(
+            f"Invalid 'messages': at most {MAX_MESSAGES} messages.", param="messages", code="array_above_max_length"
+        )
+    for index, message in enumerate(chat.messages):
+        _check_message(message, f"messages[{index}]")
+    if chat.continue_final_message and chat.HasField("add_generation_prompt") and chat.add_generation_prompt:
+        raise InvalidRequest(
+            "'continue_final_message' goes on with the last message, 'add_generation_prompt' begins a new one; choose one.",
+            param="continue_final_message",
+            code="invalid_value",
+        )
+    for name, given in (("tools", chat.tools_json), ("template_kwargs_json", chat.template_kwargs_json)):
+        if given:
+            raise InvalidRequest(f"'{name}' is not supported by this server.", param=name, code="unsupported_parameter")
+
+
+def _check_message(message: tokenizer_pb2.ChatMessage, path: str) -> None:
+    if message.role not in ROLES:
+        raise InvalidRequest(
+            f"Invalid '{path}.role': must be one of {', '.join(ROLES)}.", param=f"{path}.role", code="invalid_value"
+        )
+    if not message.HasField("content") and not (message.role == "assistant" and message.tool_calls):
+        raise InvalidRequest(
+            f"Missing '{path}.content': only an assistant's message that calls tools may be without.",
+            param=f"{path}.content",
+            code="missing_required_parameter",
+        )
+    if message.role == "tool" and not message.tool_call_id:
+        raise InvalidRequest(
+            f"Missing '{path}.tool_call_id': which call does this answer?",
+            param=f"{path}.tool_call_id",
+            code="missing_required_parameter",
+        )
+    if message.tool_calls and message.role != "assistant":
+        raise InvalidRequest(
+            f"Invalid '{path}.tool_calls': only an assistant calls tools.", param=f"{path}.tool_calls", code="invalid_value"
+        )
+    for at, call in enumerate(message.tool_calls):
+        _check_arguments(call.arguments_json, f"{path}.tool_calls[{at}].function.arguments")
+
+
+def _check_arguments(text: str, param: str) -> None:
+    # Templates parse them: what is no JSON object would fail there, less clearly.
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        value = None
+    if type(value) is not dict:
+        raise InvalidRequest(f"Invalid '{param}': must be the text of a JSON object.", param=param, code="invalid_value")
+
+
+def _message(message: Message, index: int) -> tokenizer_pb2.ChatMessage:
+    path = f"messages[{index}]"
+    for name in ("audio", "function_call"):
+        if getattr(message, name) is not None:
+            raise InvalidRequest(f"'{path}.{name}' is not supported.", param=f"{path}.{name}", code="unsupported_content")
+    content = message.content
+    if isinstance(content, list):
+        content = "\n".join(_part_text(part, f"{path}.content[{at}]", message.role) for at, part in enumerate(content))
+    if content is None and message.role == "assistant":
+        content = message.refusal
+    return tokenizer_pb2.ChatMessage(
+        role=message.role,
+        content=content,
+        name=message.name or "",
+        tool_calls=[
+            tokenizer_pb2.ToolCall(id=call.id, name=call.function.name, arguments_json=call.function.arguments)
+            for call in message.tool_calls or ()
+        ],
+        tool_call_id=message.tool_call_id or "",
+    )
+
+
+def _part_text(part: Part, path: str, role: str) -> str:
+    text = part.refusal if part.type == "refusal" and role == "assistant" else part.text
+    if part.type not in ("text", "refusal") or (part.type == "refusal" and role != "assistant"):
+        raise InvalidRequest(f"Invalid '{path}': this model reads text only.", param=path, code="unsupported_content")
+    if text is None:
+        raise InvalidRequest(f"Missing '{path}.text'.", param=f"{path}.text", code="missing_required_parameter")
+    return text
+
+
+def _prompts(prompt: str | Sequence[str | int | list[int]]) -> list[str | list[int]]:
+    if isinstance(prompt, str):
+        _check_text(prompt, "prompt")
+        return [prompt]
+    kinds = {type(entry) for entry in prompt}
+    if not kinds:
+        raise InvalidRequest("Invalid 'prompt': must not be empty.", param="prompt", code="empty_array")
+    if len(kinds) > 1:
+        raise InvalidRequest("Invalid type for 'prompt': mixes texts and token ids.", param="prompt", code="invalid_type")
+    if kinds == {int}:
+        return [_token_ids(prompt, "prompt")]
+    if len(prompt) > MAX_PROMPTS:
+        raise InvalidRequest(f"Invalid 'prompt': at most {MAX_PROMPTS} prompts.", param="prompt", code="array_above_max_length")
+    return [_one_prompt(entry, f"prompt[{index}]") for index, entry in enumerate(prompt)]
+
+
+def _one_prompt(entry: Any, path: str) -> str | list[int]:
+    if isinstance(entry, str):
+        _check_text(entry, path)
+        return entry
+    return _token_ids(entry, path)
+
+
+def _check_text(text: str, path: str) -> None:
+    if not text:
+        raise InvalidRequest(f"Invalid '{path}': must not be empty.", param=path, code="empty_string")
+
+
+def _token_ids(entry: Sequence[Any], path: str) -> list[int]:
+    if not entry:
+        raise InvalidRequest(f"Invalid '{path}': must not be empty.", param=path, code="empty_array")
+    if min(entry) < 0 or max(entry) >= 2**31:
+        raise InvalidRequest(f"Invalid '{path}': holds what is no token id.", param=path, code="invalid_token_id")
+    return list(entry)
+
+
+def _check_stream(body: Body) -> None:
+    if body.stream_options not in (None, StreamOptions()) and not body.stream:
+        raise InvalidRequest("'stream_options' needs 'stream': true.", param="stream_options", code="invalid_value")
+    if body.stream and body.prompt_logprobs is not None:
+        raise InvalidRequest(
+            "'prompt_logprobs' comes with whole answers only; leave out 'stream'.", param="prompt_logprobs", code="invalid_value"
+        )
+
+
+def _sampling(body: Body, *, max_tokens: int | None, num_logprobs: int | None, num_prompt_logprobs: int | None) -> SamplingParams:
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    return SamplingParams(
+        **{name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None},
+        logit_bias=_logit_bias(body.logit_bias or {}),
+        max_tokens=max_tokens,
+        stop=stop,
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        num_logprobs=num_logprobs,
+        num_prompt_logprobs=num_prompt_logprobs,
+    )
+
+
+def _logit_bias(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+    for key in given:
+        # One spelling per id: "7" and "07" would be two entries for one token.
+        if not (key.isascii() and key.isdigit() and len(key) <= 9 and str(int(key)) == key):
+            raise InvalidRequest("Invalid 'logit_bias': its keys must be token ids.", param="logit_bias", code="invalid_value")
+    return tuple(sorted((int(key), value) for key, value in given.items()))
+
+
+def _request(
+    body: Body,
+    prompt: str | list[int] | tokenizer_pb2.Chat,
+    sampling: SamplingParams,
+    caller: Caller,
+    names: Mapping[str, str],
+    key: str | None = None,
+) -> GenerateRequest:
+    request = GenerateRequest(
+        model=body.model,
+        tenant=caller.tenant,
+        prompt=prompt,
+        sampling=sampling,
+        echo=isinstance(body, CompletionBody) and bool(body.echo),
+        band=DEFAULT_BAND if body.priority is None else body.priority,
+        deadline_ms=caller.deadline_ms,
+        cache_salt=body.cache_salt or "",
+        idempotency_key=key or caller.idempotency_key,
+        trace=caller.trace,
+        names=names,
+    )
+    check_request(request)
+    return request

@@ -1,0 +1,180 @@
+"""From requests to answers over HTTP: starts generations, streams or collects them, ends all when one fails.
+
+It knows nothing of how bodies are read, nor of what a chat is.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from services.router.exchange import Exchange
+from services.router.front import Front
+from services.router.generate import ChoiceEnd, GenerateRequest, Generation, TextDelta
+from services.router.needs import Starter
+from services.router.sse import DONE, Answer, ChunkWriter, Dialect, EventStream
+from shared.errors import RoadtrainError, from_exception
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+MakeWriter = Callable[[Answer, int, Generation], ChunkWriter]
+DeltaLogprobs = Callable[[TextDelta], Any]
+
+
+@dataclass(slots=True)
+class Choice:
+    """One finished choice. `logprobs` holds what the dialect makes of each delta that has any."""
+
+    index: int
+    text: list[str] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+def describe(dialect: Dialect, generation: Generation, fingerprint: str) -> Answer:
+    """What all parts of the answer to `generation` have in common."""
+    shown = "fp_" + hashlib.sha256(fingerprint.encode()).hexdigest()[:10] if fingerprint else None
+    return Answer(dialect, generation.rid, generation.created, generation.model, shown)
+
+
+async def stream(
+    exchange: Exchange,
+    front: Front,
+    requests: Sequence[GenerateRequest],
+    dialect: Dialect,
+    make_writer: MakeWriter,
+    include_usage: bool,
+) -> None:
+    """Answers with an event stream. Raises RoadtrainError only while nothing has been sent."""
+    events = EventStream(exchange, front.config.keep_alive_s)
+
+    async def work() -> None:
+        generations = await start_all(front.plane.generator, requests)
+        answer = describe(dialect, generations[0], front.plane.model.fingerprint)
+        writers = [make_writer(answer, index, generation) for index, generation in enumerate(generations)]
+        relays = [_relay(generation, writer, events) for generation, writer in zip(generations, writers, strict=True)]
+        try:
+            await _all_or_none(relays)
+            end = writers[0].usage(usage_object(generations)) if include_usage else b""
+            await events.write(end + DONE, last=True)
+        except Exception as exception:
+            await end_all(generations)
+            if not events.begun:
+                raise
+            await events.fail(shown(exception, exchange.request_id))
+        except asyncio.CancelledError:
+            await end_all(generations)
+            raise
+
+    await exchange.while_listening(work(), idle=events)
+
+
+async def collect(
+    exchange: Exchange,
+    front: Front,
+    requests: Sequence[GenerateRequest],
+    make_logprobs: Callable[[Generation], DeltaLogprobs | None],
+) -> tuple[list[Generation], list[Choice]]:
+    """Runs the requests to their ends: the generations, and their choices in order."""
+
+    async def work() -> tuple[list[Generation], list[Choice]]:
+        generations = await start_all(front.plane.generator, requests)
+        try:
+            collected = await _all_or_none(
+                [
+                    _collect(generation, request.sampling.n, make_logprobs(generation))
+                    for generation, request in zip(generations, requests, strict=True)
+                ]
+            )
+        except BaseException:
+            await end_all(generations)
+            raise
+        choices = [choice for part in collected for choice in part]
+        for index, choice in enumerate(choices):
+            choice.index = index
+        return generations, choices
+
+    return await exchange.while_listening(work())
+
+
+def usage_object(generations: Sequence[Generation]) -> dict[str, Any]:
+    """OpenAI's usage of all generations together."""
+    usages = [generation.usage for generation in generations]
+    num_prompt = sum(usage.num_prompt_tokens for usage in usages)
+    num_output = sum(usage.num_output_tokens for usage in usages)
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_output,
+        "total_tokens": num_prompt + num_output,
+        "prompt_tokens_details": {"cached_tokens": sum(usage.num_cached_tokens for usage in usages)},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+def shown(exception: BaseException, request_id: bytes) -> RoadtrainError:
+    """The error to show for `exception`; what is a fault of ours is logged."""
+    error = from_exception(exception)
+    if error is not exception:
+        logger.error("a request failed", exc_info=exception, extra={"request_id": request_id.decode()})
+    return error
+
+
+async def start_all(starter: Starter, requests: Sequence[GenerateRequest]) -> list[Generation]:
+    """Starts all requests or none."""
+    if len(requests) == 1:
+        return [await starter.start(requests[0])]
+    tasks = [asyncio.ensure_future(starter.start(request)) for request in requests]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all([outcome for outcome in outcomes if not isinstance(outcome, BaseException)])
+        raise
+
+
+async def end_all(generations: Sequence[Generation]) -> None:
+    """Nobody listens to these any more."""
+    for generation in generations:
+        await generation.cancel("disconnect")
+
+
+async def _relay(generation: Generation, writer: ChunkWriter, events: EventStream) -> None:
+    position = generation.position()
+    async for happened in generation.events():
+        data = writer.render(happened, position)
+        position = happened[-1].position
+        if data:
+            await events.write(data)
+
+
+async def _collect(generation: Generation, num_choices: int, logprobs: DeltaLogprobs | None) -> list[Choice]:
+    choices = [Choice(index) for index in range(num_choices)]
+    async for happened in generation.events():
+        for event in happened:
+            choice = choices[event.choice]
+            if isinstance(event, ChoiceEnd):
+                choice.finish_reason = event.reason
+                continue
+            choice.text.append(event.text)
+            if logprobs is not None and (piece := logprobs(event)) is not None:
+                choice.logprobs.append(piece)
+    return choices
+
+
+async def _all_or_none(coroutines: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """All results; the first failure cancels the others and is raised."""
+    if len(coroutines) == 1:
+        return [await coroutines[0]]
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,120 @@
+"""The HTTP applications: which path is answered by what, and the one layer that everything passes.
+
+That layer, in order: headers within bounds, a caller (before routing, and on the raw path, so that no other spelling of
+a path gets around it), then the endpoint; every error becomes OpenAI's object here. It knows nothing of what endpoints do.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from services.router.answers import shown
+from services.router.auth import PUBLIC_PATHS, authenticate
+from services.router.endpoints import chat, completions, health, models
+from services.router.exchange import Exchange
+from services.router.front import Front
+from services.router.parse import ClientGone
+from shared.errors import MethodNotAllowed, NotFound
+
+EXCHANGE = "roadtrain.exchange"
+
+logger = logging.getLogger(__name__)
+
+Handle = Callable[[Exchange, Front], Awaitable[None]]
+
+# To serve another endpoint: write its module, add its row.
+ENDPOINTS: Mapping[str, tuple[str, Handle]] = {
+    "/v1/chat/completions": ("POST", chat.chat),
+    "/v1/completions": ("POST", completions.completions),
+    "/v1/models": ("GET", models.list_models),
+    "/v1/models/{name:path}": ("GET", models.one_model),
+    "/health": ("GET", health.ready),
+    "/livez": ("GET", health.alive),
+    "/readyz": ("GET", health.ready),
+    "/version": ("GET", health.show_version),
+}
+ADMIN_ENDPOINTS: Mapping[str, tuple[str, Handle]] = {
+    "/health": ("GET", health.ready),
+    "/livez": ("GET", health.alive),
+    "/readyz": ("GET", health.ready),
+    "/version": ("GET", health.show_version),
+    "/metrics": ("GET", health.metrics),
+}
+
+
+def http_app(front: Front) -> ASGIApp:
+    """What the public port serves."""
+    return _Layer(front, ENDPOINTS, public=PUBLIC_PATHS, door="http")
+
+
+def admin_app(front: Front) -> ASGIApp:
+    """What the admin port serves, to whoever can reach it."""
+    return _Layer(front, ADMIN_ENDPOINTS, public=None, door="admin")
+
+
+class _Endpoint:
+    """One path as raw ASGI: nothing stands between a chunk and the socket."""
+
+    def __init__(self, path: str, method: str, handle: Handle, front: Front) -> None:
+        self.path = path
+        self._methods = ("GET", "HEAD") if method == "GET" else (method,)
+        self._handle = handle
+        self._front = front
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: Exchange = scope[EXCHANGE]
+        exchange.endpoint = self.path
+        if scope["method"] not in self._methods:
+            allowed = ", ".join(self._methods)
+            exchange.extra_headers.append((b"allow", allowed.encode()))
+            raise MethodNotAllowed(f"This path takes {allowed} only.")
+        await self._handle(exchange, self._front)
+
+
+async def _unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
+    path = scope["path"][:200]
+    raise NotFound(f"Unknown URL: {scope['method']} {path}. OpenAI's paths begin with /v1/.", code="unknown_url")
+
+
+class _Layer:
+    """`public`: raw paths that need no caller; None: none does."""
+
+    def __init__(
+        self, front: Front, endpoints: Mapping[str, tuple[str, Handle]], *, public: frozenset[bytes] | None, door: str
+    ) -> None:
+        routes = [Route(path, _Endpoint(path, method, handle, front)) for path, (method, handle) in endpoints.items()]
+        self._router = Router(routes, redirect_slashes=False, default=_unknown_path)
+        self._front = front
+        self._public = public
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        scope[EXCHANGE] = exchange
+        self._front.num_open += 1
+        try:
+            await self._answer(exchange, scope, receive, send)
+        except ClientGone:
+            # 499 as nginx has it: seen in metrics only.
+            exchange.answered = 499
+        except Exception as exception:
+            error = shown(exception, exchange.request_id)
+            if exchange.answered:
+                raise
+            await exchange.answer_error(error)
+        finally:
+            self._front.num_open -= 1
+            self._front.answered[self._door, exchange.endpoint, str(exchange.answered)] += 1
+
+    async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        fault = exchange.header_fault()
+        if fault is not None:
+            await exchange.answer(431, fault.encode(), b"text/plain", [(b"connection", b"close")])
+            return
+        exchange.check_host()
+        if self._public is not None and scope["raw_path"] not in self._public:
+            authorization = exchange.headers.get(b"authorization")
+            exchange.tenant = authenticate(None if authorization is None else authorization.decode("latin-1"))
+        await self._router(scope, receive, send)

@@ -1,0 +1,65 @@
+"""POST /v1/chat/completions. It knows nothing of templates or tokens, only of OpenAI's shapes."""
+
+from typing import Any
+
+from services.router.accept import chat_request
+from services.router.answers import Choice, DeltaLogprobs, collect, describe, stream, usage_object
+from services.router.exchange import Exchange
+from services.router.front import Front
+from services.router.generate import Generation, TextDelta
+from services.router.logprobs import chat_content, prompt_entries
+from services.router.needs import Vocabulary
+from services.router.schema import ChatBody, read
+from services.router.sse import CHAT, Answer, ChunkWriter
+
+
+async def chat(exchange: Exchange, front: Front) -> None:
+    """Answers one chat, streamed or whole. Raises RoadtrainError while nothing has been sent."""
+    front.admit()
+    body, unknown = read(await exchange.read_object(front.config.max_body_bytes), ChatBody)
+    exchange.note_ignored(unknown, strict=front.config.strict)
+    request = chat_request(body, exchange.caller())
+    logprobs = _delta_logprobs(front.plane.vocabulary) if body.logprobs else None
+    if not body.stream:
+        generations, choices = await collect(exchange, front, [request], lambda _: logprobs)
+        fingerprint = front.plane.model.fingerprint
+        answer = describe(CHAT, generations[0], fingerprint)
+        await exchange.answer_object(_whole(answer, generations[0], choices, front.plane.vocabulary))
+        return
+    include_usage = bool(body.stream_options and body.stream_options.include_usage)
+
+    def make_writer(answer: Answer, index: int, generation: Generation) -> ChunkWriter:
+        return ChunkWriter(answer, include_usage=include_usage, logprobs=logprobs)
+
+    await stream(exchange, front, [request], CHAT, make_writer, include_usage)
+
+
+def _delta_logprobs(vocabulary: Vocabulary) -> DeltaLogprobs:
+    def content(event: TextDelta) -> dict[str, Any] | None:
+        if event.logprobs is None:
+            return None
+        return {"content": chat_content(vocabulary, event.logprobs), "refusal": None}
+
+    return content
+
+
+def _whole(answer: Answer, generation: Generation, choices: list[Choice], vocabulary: Vocabulary) -> dict[str, Any]:
+    whole = answer.head("chat.completion") | {
+        "choices": [
+            {
+                "index": choice.index,
+                "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
+                "logprobs": _joined(choice.logprobs) if choice.logprobs else None,
+                "finish_reason": choice.finish_reason,
+            }
+            for choice in choices
+        ],
+        "usage": usage_object([generation]),
+    }
+    if generation.prompt_logprobs is not None:
+        whole["prompt_logprobs"] = prompt_entries(vocabulary, generation.prompt_logprobs)
+    return whole
+
+
+def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"content": [entry for piece in pieces for entry in piece["content"]], "refusal": None}

@@ -1,0 +1,46 @@
+"""GET /health, /livez, /readyz, /version, and /metrics on the admin port. It knows nothing of what makes a plane ready."""
+
+from importlib.metadata import version
+
+from services.router.exchange import Exchange
+from services.router.front import Front
+from shared.errors import Unavailable
+
+RETRY_AFTER_S = 1.0
+VERSION = version("roadtrain")
+
+
+async def alive(exchange: Exchange, front: Front) -> None:
+    """200 as long as this process answers at all."""
+    await exchange.answer_object({"status": "ok"})
+
+
+async def ready(exchange: Exchange, front: Front) -> None:
+    """200 if a request sent now would be accepted, else 503 with the reason."""
+    reason = front.not_ready()
+    if reason is not None:
+        raise Unavailable(f"Not ready: {reason}.", code="not_ready", retry_after_s=RETRY_AFTER_S)
+    await exchange.answer_object({"status": "ok"})
+
+
+async def show_version(exchange: Exchange, front: Front) -> None:
+    """Which Roadtrain this is."""
+    await exchange.answer_object({"version": VERSION})
+
+
+async def metrics(exchange: Exchange, front: Front) -> None:
+    """Prometheus text: calls answered and calls open."""
+    lines = [
+        "# HELP roadtrain_router_requests_total Calls answered, by door, endpoint and status.",
+        "# TYPE roadtrain_router_requests_total counter",
+    ]
+    for (door, endpoint, status), count in sorted(front.answered.items()):
+        labels = f'door="{door}",endpoint="{endpoint}",status="{status}"'
+        lines.append(f"roadtrain_router_requests_total{{{labels}}} {count}")
+    lines += [
+        "# HELP roadtrain_router_open_requests Calls being answered now.",
+        "# TYPE roadtrain_router_open_requests gauge",
+        f"roadtrain_router_open_requests {front.num_open}",
+    ]
+    text = "\n".join(lines) + "\n"
+    await exchange.answer(200, text.encode(), b"text/plain; version=0.0.4; charset=utf-8")

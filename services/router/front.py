@@ -1,0 +1,35 @@
+"""What all doors of one router process share: the plane behind them, settings, whether they still open, what they counted.
+
+It knows nothing of HTTP or gRPC.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from services.router.needs import Plane
+from shared.config import RouterConfig
+from shared.errors import Unavailable
+
+RETRY_WHEN_DRAINING_S = 1.0
+
+
+@dataclass(slots=True)
+class Front:
+    """One router process seen from outside. `answered` counts calls by door, endpoint and status."""
+
+    plane: Plane
+    config: RouterConfig
+    draining: bool = False
+    num_open: int = 0
+    answered: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+
+    def not_ready(self) -> str | None:
+        """Why this process should get no new requests now, or None."""
+        return "draining" if self.draining else self.plane.not_ready()
+
+    def admit(self) -> None:
+        """Raises Unavailable for new work while this process is ending."""
+        if self.draining:
+            raise Unavailable(
+                "This server is shutting down; send the request again.", code="draining", retry_after_s=RETRY_WHEN_DRAINING_S
+            )

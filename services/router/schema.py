@@ -1,0 +1,223 @@
+"""The bodies of OpenAI's requests as types, and what is said of every field that is not among them.
+
+Fields: openai-python 3.54, and the extras of vLLM 0.32 that clients send. Types are strict: a boolean is never a number,
+a number never a string. Every field may be null, which means its default. It knows nothing of what happens to a request.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from shared.errors import InvalidRequest
+
+Label = Annotated[str, Meta(max_length=512)]
+Metadata = Annotated[dict[Annotated[str, Meta(max_length=64)], Label], Meta(max_length=16)]
+
+
+class StreamOptions(msgspec.Struct, kw_only=True):
+    """How to stream. Obfuscation pads events against eavesdroppers of encrypted streams; there is none to pad here."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Body(msgspec.Struct, kw_only=True):
+    """What both endpoints take."""
+
+    model: str
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    # vLLM's
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: int | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    # Accepted, checked and without effect: they concern OpenAI's billing, storage and monitoring.
+    user: Label | None = None
+    metadata: Metadata | None = None
+    store: bool | None = None
+    service_tier: Label | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+    prompt_cache_retention: Label | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+
+
+class FunctionCall(msgspec.Struct, kw_only=True):
+    """Which function an assistant called; arguments are a JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, kw_only=True):
+    """One call an assistant made."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class Part(msgspec.Struct, kw_only=True):
+    """One part of a message's content."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class Message(msgspec.Struct, kw_only=True):
+    """One message of a chat, as clients send it and as they send back what they got."""
+
+    role: str
+    content: str | list[Part] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    audio: dict[str, Any] | None = None
+    function_call: dict[str, Any] | None = None
+
+
+class ChatBody(Body, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message]
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    max_completion_tokens: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    # Without tools there is nothing to call in parallel; a text model has one way to be brief.
+    parallel_tool_calls: bool | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class CompletionBody(Body, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[str | int | list[int]]
+    logprobs: int | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+
+
+# Fields that ask for what is not served, and the values that ask for nothing.
+_REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "response_format": ({"type": "text"},),
+    "structured_outputs": ({},),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "prompt_embeds": (),
+    "logits_processors": ([],),
+    "truncate_prompt_tokens": (),
+    "allowed_token_ids": ([],),
+    "logprob_token_ids": ([],),
+    "bad_words": ([],),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "return_prompt_text": (False,),
+    "spaces_between_special_tokens": (True,),
+    "thinking_token_budget": (),
+    "use_beam_search": (False,),
+}
+REFUSED: Mapping[type[Body], Mapping[str, tuple[Any, ...]]] = {
+    ChatBody: {
+        **_REFUSED,
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "reasoning_effort": ("none",),
+        "include_reasoning": (True,),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "moderation": (),
+        "web_search_options": (),
+        "chat_template": (),
+        "chat_template_kwargs": ({},),
+        "documents": ([],),
+        "mm_processor_kwargs": ({},),
+        "media_io_kwargs": ({},),
+        "add_special_tokens": (False,),
+        "echo": (False,),
+    },
+    CompletionBody: {**_REFUSED, "suffix": ("",), "add_special_tokens": (True,)},
+}
+
+AnyBody = TypeVar("AnyBody", bound=Body)
+
+
+def read(value: Mapping[str, Any], body_type: type[AnyBody]) -> tuple[AnyBody, list[str]]:
+    """`value` as a body, and the names of its fields that nobody knows. Raises InvalidRequest naming the field."""
+    for name, neutral in REFUSED[body_type].items():
+        given = value.get(name)
+        if given is not None and not any(type(given) is type(one) and given == one for one in neutral):
+            raise InvalidRequest(f"'{name}' is not supported by this server.", param=name, code="unsupported_parameter")
+    try:
+        body = msgspec.convert(value, body_type)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error)) from None
+    unknown = [name for name in value if name not in _known(body_type)]
+    options = value.get("stream_options") or {}
+    return body, unknown + [f"stream_options.{name}" for name in options if name not in _STREAM_OPTIONS]
+
+
+@cache
+def _known(body_type: type[Body]) -> frozenset[str]:
+    return frozenset(body_type.__struct_fields__) | frozenset(REFUSED[body_type])
+
+
+_STREAM_OPTIONS = frozenset(StreamOptions.__struct_fields__)
+_WORDS = {
+    "int": "integer",
+    "str": "string",
+    "bool": "boolean",
+    "float": "number",
+    "array": "array",
+    "object": "object",
+    "null": "null",
+}
+_MISSING = re.compile(r"Object missing required field `(?P<name>\w+)`")
+_EXPECTED = re.compile(r"Expected `(?P<wanted>[^`]+)`, got `(?P<got>[^`]+)`")
+_LENGTH = re.compile(r"Expected `(?P<kind>\w+)` of length <= (?P<most>\d+)")
+
+
+def _explain(message: str) -> InvalidRequest:
+    """msgspec's message as ours: which field, and what it should be. Nothing the client sent is repeated."""
+    what, _, path = message.partition(" - at `$")
+    param = path.rstrip("`").replace("[...]", "").removeprefix(".")
+    if found := _MISSING.match(what):
+        name = f"{param}.{found['name']}" if param else found["name"]
+        return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+    if found := _EXPECTED.match(what):
+        wanted = " or ".join(_WORDS.get(word, word) for word in found["wanted"].split(" | "))
+        got = _WORDS.get(found["got"], found["got"])
+        return InvalidRequest(f"Invalid type for '{param}': expected {wanted}, got {got}.", param=param, code="invalid_type")
+    if found := _LENGTH.match(what):
+        code = "string_above_max_length" if found["kind"] == "str" else "array_above_max_length"
+        return InvalidRequest(f"Invalid '{param}': the most is {found['most']} long.", param=param, code=code)
+    return InvalidRequest(f"Invalid value for '{param}'.", param=param or None, code="invalid_value")
