@@ -1,0 +1,118 @@
+"""The tokenizer's gRPC face: translates messages, and keeps long work off the event loop. It knows no rule of tokenizing."""
+
+import asyncio
+from array import array
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.tokenizer import vocab
+from services.tokenizer.chat import ChatEncoder
+from services.tokenizer.detokenize import Detokenizer
+from services.tokenizer.render_pool import RenderPool
+from services.tokenizer.vocab import Vocabulary
+from shared import rpc
+from shared.config import Settings
+from shared.errors import StartupError
+from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc
+
+# Below these an input costs less than half a millisecond, less than a thread's hand-over may.
+INLINE_CHARS = 1000
+INLINE_TOKENS = 1000
+
+
+class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
+    """Answers for one vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary, chats: ChatEncoder, threads: ThreadPoolExecutor):
+        self._vocabulary = vocabulary
+        self._chats = chats
+        self._threads = threads
+
+    async def Describe(self, request: tokenizer_pb2.DescribeRequest, context: Any) -> tokenizer_pb2.Description:  # noqa: N802
+        """What model this is."""
+        source = self._vocabulary.source
+        return tokenizer_pb2.Description(
+            vocab_size=self._vocabulary.size,
+            context_len=source.context_len,
+            eos_token_ids=source.eos_token_ids,
+            has_chat_template=bool(source.templates),
+            digest=self._vocabulary.digest,
+        )
+
+    async def Encode(self, request: tokenizer_pb2.EncodeRequest, context: Any) -> tokenizer_pb2.EncodeReply:  # noqa: N802
+        """Texts and chats to token ids."""
+        short = sum(len(text.text) for text in request.texts) <= INLINE_CHARS
+        if short and not request.HasField("chat"):
+            return self._encode(request)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, request)
+
+    def _encode(self, request: tokenizer_pb2.EncodeRequest) -> tokenizer_pb2.EncodeReply:
+        inputs = [self._encode_text(text) for text in request.texts]
+        if request.HasField("chat"):
+            inputs.append(self._chats.encode(request.chat))
+        return tokenizer_pb2.EncodeReply(token_ids=[ids.tobytes() for ids in inputs])
+
+    def _encode_text(self, text: tokenizer_pb2.Text) -> "array[int]":
+        add_special_tokens = text.add_special_tokens if text.HasField("add_special_tokens") else True
+        return self._vocabulary.encode(text.text, add_special_tokens=add_special_tokens)
+
+    async def Decode(  # noqa: N802
+        self, requests: AsyncIterator[tokenizer_pb2.DecodeRequest], context: Any
+    ) -> AsyncIterator[tokenizer_pb2.DecodeReply]:
+        """One reply per request, in order, for as long as the router keeps the call open."""
+        loop = asyncio.get_running_loop()
+        streams = Detokenizer(self._vocabulary.token_bytes, self._vocabulary.special_ids)
+        async for request in requests:
+            prior_bytes = sum(len(opening.prior_token_ids) + len(opening.echo_token_ids) for opening in request.open)
+            if len(request.token_ids) + prior_bytes // 4 <= INLINE_TOKENS:
+                yield streams.step(request)
+            else:
+                yield await loop.run_in_executor(self._threads, streams.step, request)
+
+    async def Vocabulary(self, request: tokenizer_pb2.VocabularyRequest, context: Any) -> tokenizer_pb2.VocabularyReply:  # noqa: N802
+        """Every token's bytes."""
+        table = self._vocabulary.token_bytes
+        return tokenizer_pb2.VocabularyReply(
+            data=b"".join(table),
+            length=[len(token) for token in table],
+            special_token_ids=sorted(self._vocabulary.special_ids),
+        )
+
+
+@dataclass(slots=True)
+class TokenizerServer:
+    """A running tokenizer. `address` is what was bound."""
+
+    address: str
+    _server: rpc.Server
+    _pool: RenderPool
+    _threads: ThreadPoolExecutor
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes no new calls, gives open ones `grace_s`, then ends threads and processes."""
+        await self._server.set_ready(False)
+        await self._server.stop(grace_s)
+        self._pool.close()
+        self._threads.shutdown(cancel_futures=True)
+
+
+async def serve(settings: Settings) -> TokenizerServer:
+    """Loads the model's text side and starts serving. Raises StartupError, one line, if either cannot be done."""
+    if settings.model_path is None:
+        raise StartupError("the tokenizer needs the model's files; name them with --model-path")
+    num_threads = settings.tokenizer.num_threads
+    vocabulary = vocab.load(Path(settings.model_path))
+    pool = RenderPool(vocabulary.source.path, vocabulary.source.templates, num_threads)
+    threads = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
+    servicer = TokenizerServicer(vocabulary, ChatEncoder(vocabulary, pool.render), threads)
+    registration = (tokenizer_pb2_grpc.add_TokenizerServicer_to_server, servicer)
+    try:
+        server = await rpc.serve(settings.tokenizer.address, [registration], setting="--tokenizer.address")
+    except BaseException:
+        pool.close()
+        threads.shutdown()
+        raise
+    return TokenizerServer(server.address, server, pool, threads)

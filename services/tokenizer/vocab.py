@@ -1,0 +1,143 @@
+"""The model's vocabulary: text to token ids, where only the model's own template can write a special token.
+
+Every special token is given a secret spelling in the encoder (`respell`), drawn anew by each process. Text from outside
+cannot spell it, so what looks like `<|im_end|>` in it is encoded as the plain text it is; the chat renderer writes the
+secret spelling where the template, and not the user, wrote the special token. It knows nothing of templates or streams.
+"""
+
+import copy
+import hashlib
+import json
+import re
+import secrets
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from services.tokenizer.gguf_source import read_gguf_source
+from services.tokenizer.hf_source import read_hf_source
+from services.tokenizer.source import Rules, TextSource
+from services.tokenizer.token_bytes import token_bytes
+from shared.errors import StartupError
+from shared.gguf import read_gguf
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A model's tokens. `token_bytes` is indexed by id; `secret` gives the secret spelling of each special token."""
+
+    source: TextSource
+    token_bytes: tuple[bytes, ...]
+    special_ids: frozenset[int]
+    secret: Mapping[str, str]
+    digest: bytes
+    _tokenizer: Tokenizer
+
+    @property
+    def size(self) -> int:
+        """Ids run from 0 to this less one."""
+        return len(self.token_bytes)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> "array[int]":
+        """Token ids; special tokens only where `text` holds secret spellings, and at the ends if asked. Releases the GIL."""
+        return array("I", self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+
+def load(path: Path) -> Vocabulary:
+    """The vocabulary of a .gguf file or a Hugging Face directory. Raises StartupError naming file and fault."""
+    source = _read_source(path)
+    rules = {**source.rules, "truncation": None, "padding": None}
+    specials = [token for token in rules.get("added_tokens") or () if token.get("special")]
+    nonce = secrets.token_hex(16)
+    secret = {token["content"]: f"\U0010fffd{nonce}{index:06x}\U0010fffd" for index, token in enumerate(specials)}
+    tokenizer = _build(source.path, respell(rules, secret))
+    spellings = {spelling: token for token, spelling in secret.items()}
+    num_tokens = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    tokens = [tokenizer.id_to_token(index) for index in range(num_tokens)]
+    tokens = [spellings.get(token, token) if token is not None else None for token in tokens]
+    for token in specials:
+        if token["id"] >= num_tokens or tokens[token["id"]] != token["content"]:
+            raise StartupError(f"{source.path}: broken vocabulary: {token['content']!r} does not have id {token['id']}")
+    wrong = [index for index in source.eos_token_ids if index >= num_tokens]
+    if wrong:
+        raise StartupError(f"{source.path}: end-of-text id {wrong[0]} is no token: ids end at {num_tokens - 1}")
+    return Vocabulary(
+        source=source,
+        token_bytes=token_bytes(source.path, rules, tokens),
+        special_ids=frozenset(token["id"] for token in specials),
+        secret=secret,
+        digest=_digest(source),
+        _tokenizer=tokenizer,
+    )
+
+
+def _read_source(path: Path) -> TextSource:
+    if path.is_dir():
+        files = sorted(path.glob("*.gguf"))
+        if (path / "tokenizer.json").exists() or not files:
+            return read_hf_source(path)
+        path = files[0]
+    return read_gguf_source(read_gguf(path))
+
+
+def _build(path: Path, rules: Rules) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(json.dumps(rules))
+    except Exception as error:  # The library raises bare Exceptions.
+        cause = " ".join(str(error).split())
+        raise StartupError(f"{path}: the tokenizer's rules are broken: {cause[:300]}") from error
+
+
+def _digest(source: TextSource) -> bytes:
+    facts = [source.rules, dict(source.templates), dict(source.template_tokens), source.eos_token_ids, source.context_len]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
+
+
+def respell(rules: Rules, spelling: Mapping[str, str]) -> Rules:
+    """`rules` in which special tokens are spelled as `spelling` says, and in no other way: merges that made one are gone."""
+    renamed = dict(rules)
+    renamed["added_tokens"] = [
+        {**token, "content": spelling[token["content"]], "normalized": False} if token.get("special") else token
+        for token in rules.get("added_tokens") or ()
+    ]
+    model: dict[str, Any] = copy.copy(rules.get("model") or {})
+    vocab = model.get("vocab")
+    if isinstance(vocab, dict):
+        model["vocab"] = {spelling.get(token, token): index for token, index in vocab.items()}
+    elif isinstance(vocab, list):
+        model["vocab"] = [[spelling.get(entry[0], entry[0]), *entry[1:]] for entry in vocab]
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = spelling.get(model["unk_token"], model["unk_token"])
+    if isinstance(model.get("merges"), list):
+        model["merges"] = [merge for merge in model["merges"] if spelling.keys().isdisjoint(_parts(merge))]
+    renamed["model"] = model
+    return renamed
+
+
+def _parts(merge: Any) -> tuple[str, ...]:
+    """The two pieces of a merge, written as a pair or as one string, and what they make."""
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left, right, left + right
+
+
+def pattern_of(strings: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern for the longest of `strings` at the leftmost place, in time linear in the text; None for no strings."""
+    trie: dict[str, Any] = {}
+    for string in filter(None, strings):
+        node = trie
+        for letter in string:
+            node = node.setdefault(letter, {})
+        node[""] = {}
+    return re.compile(_trie_pattern(trie)) if trie else None
+
+
+def _trie_pattern(node: Mapping[str, Any]) -> str:
+    branches = [re.escape(letter) + _trie_pattern(child) for letter, child in node.items() if letter]
+    if not branches:
+        return ""
+    body = branches[0] if len(branches) == 1 else "(?:" + "|".join(branches) + ")"
+    return f"(?:{body})?" if "" in node else body
