@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: serve test full lint wheels clean
+.PHONY: serve test full lint constraints wheels clean
 
 serve: $(VENV)/.serve
 	@exec $(BIN)/roadtrain serve $(MODEL) $(ARGS)
@@ -23,9 +23,18 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Whether what constraints.txt pins has binary wheels for CPython 3.11 to 3.14; needs a package index.
+COMPILE := $(BIN)/uv pip compile pyproject.toml --extra dev --extra redis --only-binary :all: --quiet --no-header --no-annotate
+
+# Pins the newest versions that resolve for every CPython from 3.11 on.
+constraints: $(VENV)/.dev
+	$(COMPILE) --universal --python-version 3.11 --output-file constraints.txt
+
+# Whether what constraints.txt pins has binary wheels for each CPython; installs nothing.
 wheels: $(VENV)/.dev
-	$(BIN)/python deploy/constraints.py check
+	@for version in 3.11 3.12 3.13 3.14; do \
+		$(COMPILE) --constraint constraints.txt --python-version $$version --python-platform x86_64-manylinux_2_39 >/dev/null \
+			&& echo "CPython $$version: every package has a binary wheel" || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) shared/pb
