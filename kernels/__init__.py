@@ -14,22 +14,35 @@
 It knows nothing of models, of batches or of who calls.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
+from kernels.activation import cpu as activation_cpu
 from kernels.activation import reference as activation_reference
+from kernels.attention import cpu as attention_cpu
 from kernels.attention import reference as attention_reference
+from kernels.build import BuildError, Library, library
+from kernels.kv_write import cpu as kv_write_cpu
 from kernels.kv_write import reference as kv_write_reference
+from kernels.matmul import cpu as matmul_cpu
 from kernels.matmul import reference as matmul_reference
+from kernels.norm import cpu as norm_cpu
 from kernels.norm import reference as norm_reference
+from kernels.rope import cpu as rope_cpu
 from kernels.rope import reference as rope_reference
+from kernels.sample import cpu as sample_cpu
 from kernels.sample import reference as sample_reference
 
 Function = Callable[..., Any]
+
+_LOG = logging.getLogger(__name__)
+_NO_OVERRIDE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +68,48 @@ class Ops:
     logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
 
 
-TABLE: dict[str, dict[str, Function]] = {
-    "matmul": {"reference": matmul_reference.matmul},
-    "embedding": {"reference": matmul_reference.embedding},
-    "dequantize": {"reference": matmul_reference.dequantize},
-    "rms_norm": {"reference": norm_reference.rms_norm},
-    "add_rms_norm": {"reference": norm_reference.add_rms_norm},
-    "rope": {"reference": rope_reference.rope},
-    "kv_write": {"reference": kv_write_reference.kv_write},
-    "attention": {"reference": attention_reference.attention},
-    "silu_mul": {"reference": activation_reference.silu_mul},
-    "gelu_mul": {"reference": activation_reference.gelu_mul},
-    "sample": {"reference": sample_reference.sample},
-    "logprobs": {"reference": sample_reference.logprobs},
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One op's files: the reference itself, and what binds the C++ function of a compiled library."""
+
+    reference: Function
+    cpu: Callable[[Library], Function]
+
+
+TABLE = {
+    "matmul": Row(matmul_reference.matmul, matmul_cpu.matmul),
+    "embedding": Row(matmul_reference.embedding, matmul_cpu.embedding),
+    "dequantize": Row(matmul_reference.dequantize, matmul_cpu.dequantize),
+    "rms_norm": Row(norm_reference.rms_norm, norm_cpu.rms_norm),
+    "add_rms_norm": Row(norm_reference.add_rms_norm, norm_cpu.add_rms_norm),
+    "rope": Row(rope_reference.rope, rope_cpu.rope),
+    "kv_write": Row(kv_write_reference.kv_write, kv_write_cpu.kv_write),
+    "attention": Row(attention_reference.attention, attention_cpu.attention),
+    "silu_mul": Row(activation_reference.silu_mul, activation_cpu.silu_mul),
+    "gelu_mul": Row(activation_reference.gelu_mul, activation_cpu.gelu_mul),
+    "sample": Row(sample_reference.sample, sample_cpu.sample),
+    "logprobs": Row(sample_reference.logprobs, sample_cpu.logprobs),
 }
 
 
-def load(device: str, cache_dir: Path, override: Mapping[str, str] = {}) -> Ops:
-    """The ops of a device ("cpu"), compiling into cache_dir on first use; `override` names another file for an op."""
+def load(device: str, cache_dir: Path, override: Mapping[str, str] = _NO_OVERRIDE) -> Ops:
+    """The ops of a device ("cpu"), compiled into cache_dir on first use; override: op -> "reference" or "cpu".
+
+    Without a working compiler every op is the reference, and the log says so.
+    """
     if device != "cpu":
         raise ValueError(f"no kernels for device {device!r}; the devices are: cpu")
-    return Ops(variant="reference", **{op: files[override.get(op, "reference")] for op, files in TABLE.items()})
+    wrong = [f"{op}={kind}" for op, kind in override.items() if op not in TABLE or kind not in ("cpu", "reference")]
+    if wrong:
+        raise ValueError(f"no such kernels: {', '.join(wrong)}")
+    compiled: Library | None = None
+    try:
+        compiled = library(cache_dir)
+    except BuildError as error:
+        _LOG.warning("The slow reference kernels are used: %s", error)
+    functions: dict[str, Function] = {op: row.reference for op, row in TABLE.items()}
+    if compiled is not None:
+        functions |= {op: row.cpu(compiled) for op, row in TABLE.items() if override.get(op) != "reference"}
+    variant = "reference" if compiled is None else f"cpu-{compiled.variant}"
+    changed = "".join(f"+{op}={kind}" for op, kind in sorted(override.items()) if kind == "reference")
+    return Ops(variant=variant + changed, **functions)

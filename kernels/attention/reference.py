@@ -36,7 +36,7 @@ def attention(
         blocks = block_tables[row, : -(-length // BLOCK_SIZE)].long()
         keys = k_cache[blocks].float().permute(1, 0, 3, 2).reshape(num_kv_heads, -1, head_size)[:, :length]
         values = v_cache[blocks].float().transpose(0, 1).reshape(num_kv_heads, -1, head_size)[:, :length]
-        queries = q[start:end].unflatten(1, (num_kv_heads, group)).permute(1, 2, 0, 3)
+        queries = q[start:end].reshape(end - start, num_kv_heads, group, head_size).permute(1, 2, 0, 3)
         scores = queries @ keys[:, None].transpose(-1, -2) * scale
         if softcap > 0:
             scores = softcap * torch.tanh(scores / softcap)

@@ -22,7 +22,7 @@ def matmul(x: Tensor, data: Tensor, fmt: str, n: int) -> Tensor:
 def embedding(ids: Tensor, data: Tensor, fmt: str, k: int) -> Tensor:
     """Rows `ids` (int64 [T]) of the weights in `data`, unpacked: [T, k] float32. Raises IndexError for an id outside."""
     check(data, fmt, data.shape[0], k)
-    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < data.shape[0]):
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= data.shape[0]):
         raise IndexError(f"token ids must lie in [0, {data.shape[0]})")
     return dequantize(data[ids], fmt)
 

@@ -1,0 +1,98 @@
+"""Compiles the C++ kernels into a shared library, once per source, flags and compiler, and loads it.
+
+torch must be loaded first (this module imports it): the library then shares the OpenMP runtime torch brought, so
+there is one pool of threads, of the size torch.set_num_threads gives. It knows nothing of what the kernels compute.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_COMPILERS = ("c++", "g++", "clang++")
+_FLAGS = (
+    *("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"),
+    # No rounding may depend on what the optimiser felt like fusing, and nothing may assume away NaN.
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+)
+_VARIANTS = {"avx2": ("-mavx2", "-mfma", "-mf16c"), "portable": ()}
+_TIMEOUT_S = 300
+_TYPES: dict[str, Any] = {
+    "p": ctypes.c_void_p,
+    "l": ctypes.c_int64,
+    "i": ctypes.c_int,
+    "f": ctypes.c_float,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A loaded library and the instruction set it was compiled for: "avx2" or "portable"."""
+
+    variant: str
+    symbols: ctypes.CDLL
+
+    def function(self, name: str, arguments: str) -> Callable[..., int]:
+        """An exported C function; one letter per argument: p pointer, l int64, i int, f float. It returns an int."""
+        found = self.symbols[name]
+        found.argtypes = [_TYPES[letter] for letter in arguments]
+        return found
+
+
+class BuildError(RuntimeError):
+    """There is no compiler, or it refused the sources; the message says which and what to do."""
+
+
+def library(cache_dir: Path) -> Library:
+    """The kernels for this processor, compiled into cache_dir if they are not there yet. Raises BuildError.
+
+    Several processes may call this at once: each compiles in a directory of its own and renames the result.
+    """
+    compiler = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
+    if compiler is None:
+        raise BuildError(f"no C++ compiler ({', '.join(_COMPILERS)}) on PATH: install g++ or clang++")
+    variant = "avx2" if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else "portable"
+    flags = _FLAGS + _VARIANTS[variant]
+    folder = Path(__file__).parent
+    sources = sorted(folder.glob("*/cpu*.cpp"))
+    target = cache_dir / f"kernels-{variant}-{_key(compiler, flags, folder)}.so"
+    if not target.exists():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_dir, prefix="compiling-") as work:
+            _compile(compiler, flags, sources, Path(work) / target.name)
+            os.replace(Path(work) / target.name, target)
+    return Library(variant, ctypes.CDLL(str(target)))
+
+
+def _key(compiler: str, flags: tuple[str, ...], folder: Path) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=_TIMEOUT_S).stdout
+    digest = hashlib.sha256(version + "\0".join(flags).encode())
+    for path in sorted((*folder.glob("*.h"), *folder.glob("*/*.h"), *folder.glob("*/*.cpp"))):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _compile(compiler: str, flags: tuple[str, ...], sources: list[Path], target: Path) -> None:
+    objects = [target.parent / f"{source.parent.name}-{source.stem}.o" for source in sources]
+    commands = [[compiler, *flags, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_run, commands))
+    _run([compiler, *flags, "-shared", *map(str, objects), "-o", str(target)])
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]} did not run: {error}") from error
+    if done.returncode:
+        raise BuildError(f"{command[0]} failed on the CPU kernels: {done.stderr.strip()[:2000]}")

@@ -1,0 +1,106 @@
+// y[t][n] = sum over k of x[t][k] w[n][k], one chain of additions in rising k for every element, whatever T is.
+//
+// Sixteen weight rows at a time are unpacked 256 weights deep into a panel that stays in the first cache, and up to
+// six activation rows run over it with their sums in registers; between panels the sums rest, exactly, in y.
+// It knows nothing of Python: shapes are checked before it is called.
+#include "unpack.h"
+
+namespace {
+
+constexpr int64_t BLOCK_T = 96;  // activation rows whose panel products share one unpacking
+
+struct Job {
+    const float* x;
+    const uint8_t* data;
+    float* y;
+    int64_t t, k, n, row_bytes;
+};
+
+template <int ROWS>
+void tile(const float* x, int64_t ldx, const float* panel, int64_t kc, float* y, int64_t ldy, bool first) {
+    v8 low[ROWS], high[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        low[r] = first ? splat(0) : load(y + r * ldy);
+        high[r] = first ? splat(0) : load(y + r * ldy + 8);
+    }
+    for (int64_t k = 0; k < kc; k++) {
+        v8 w0 = load(panel + k * PANEL_ROWS), w1 = load(panel + k * PANEL_ROWS + 8);
+        for (int r = 0; r < ROWS; r++) {
+            v8 a = splat(x[r * ldx + k]);
+            low[r] = fma(a, w0, low[r]);
+            high[r] = fma(a, w1, high[r]);
+        }
+    }
+    for (int r = 0; r < ROWS; r++) {
+        store(y + r * ldy, low[r]);
+        store(y + r * ldy + 8, high[r]);
+    }
+}
+
+typedef void (*Tile)(const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
+constexpr Tile TILES[] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
+
+// Activation rows t0 to t1 times weight rows n0 to n0 + 16.
+template <int FMT>
+void product(const Job& job, int64_t t0, int64_t t1, int64_t n0, float* panel, float* edge) {
+    int64_t rows = job.n - n0 < PANEL_ROWS ? job.n - n0 : PANEL_ROWS;
+    bool whole = rows == PANEL_ROWS;
+    float* y = whole ? job.y + t0 * job.n + n0 : edge;
+    int64_t ldy = whole ? job.n : PANEL_ROWS;
+    for (int64_t k0 = 0; k0 < job.k; k0 += PANEL_K) {
+        int64_t kc = job.k - k0 < PANEL_K ? job.k - k0 : PANEL_K;
+        unpack_panel<FMT>(job.data + n0 * job.row_bytes, job.row_bytes, rows, k0, kc, panel);
+        for (int64_t t = t0; t < t1;) {
+            int64_t left = t1 - t, step = left >= 12 || left == 6 ? 6 : left > 6 ? (left + 1) / 2 : left;
+            TILES[step](job.x + t * job.k + k0, job.k, panel, kc, y + (t - t0) * ldy, ldy, k0 == 0);
+            t += step;
+        }
+    }
+    if (!whole)
+        for (int64_t t = t0; t < t1; t++)
+            memcpy(job.y + t * job.n + n0, edge + (t - t0) * PANEL_ROWS, sizeof(float) * (size_t)rows);
+}
+
+template <int FMT>
+void multiply(const Job& job, int num_threads) {
+    int64_t blocks = (job.t + BLOCK_T - 1) / BLOCK_T, tiles = (job.n + PANEL_ROWS - 1) / PANEL_ROWS;
+    int64_t chunk = tiles / (num_threads * 8) + 1;
+#pragma omp parallel num_threads(num_threads)
+    {
+        alignas(64) float panel[PANEL_K * PANEL_ROWS];
+        alignas(64) float edge[BLOCK_T * PANEL_ROWS];
+#pragma omp for schedule(dynamic, chunk)
+        for (int64_t task = 0; task < blocks * tiles; task++) {
+            int64_t t0 = task / tiles * BLOCK_T, t1 = t0 + BLOCK_T < job.t ? t0 + BLOCK_T : job.t;
+            product<FMT>(job, t0, t1, task % tiles * PANEL_ROWS, panel, edge);
+        }
+    }
+}
+
+typedef void (*Multiply)(const Job&, int);
+constexpr Multiply MULTIPLY[] = {multiply<Q8_0>, multiply<Q4_0>, multiply<Q4_1>, multiply<Q4_K>, multiply<Q5_K>,
+                                 multiply<Q6_K>, multiply<F32>,  multiply<F16>,  multiply<BF16>};
+
+typedef void (*UnpackRow)(const uint8_t*, int64_t, int64_t, float*);
+constexpr UnpackRow UNPACK_ROW[] = {unpack_row<Q8_0>, unpack_row<Q4_0>, unpack_row<Q4_1>, unpack_row<Q4_K>, unpack_row<Q5_K>,
+                                    unpack_row<Q6_K>, unpack_row<F32>,  unpack_row<F16>,  unpack_row<BF16>};
+
+}  // namespace
+
+EXPORT void rt_matmul(const float* x, const uint8_t* data, float* y, int64_t t, int64_t k, int64_t n, int64_t row_bytes,
+                      int fmt, int num_threads) {
+    MULTIPLY[fmt](Job{x, data, y, t, k, n, row_bytes}, num_threads);
+}
+
+// Rows `ids` of the weights, or the first t rows where ids is null. Returns 0, or 1 if an id is outside [0, n).
+EXPORT int rt_unpack(const int64_t* ids, const uint8_t* data, float* y, int64_t t, int64_t k, int64_t n, int64_t row_bytes,
+                     int fmt, int num_threads) {
+    int bad = 0;
+#pragma omp parallel for num_threads(num_threads) schedule(static) reduction(| : bad) if (t * k > 65536)
+    for (int64_t i = 0; i < t; i++) {
+        int64_t row = ids ? ids[i] : i;
+        if (row < 0 || row >= n) bad |= 1;
+        else UNPACK_ROW[fmt](data + row * row_bytes, 0, k, y + i * k);
+    }
+    return bad;
+}
