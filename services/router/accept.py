@@ -121,14 +121,15 @@ def proto_request(message: router_pb2.ChatRequest | router_pb2.CompleteRequest, 
     """The request that a gRPC message makes. Raises InvalidRequest."""
     options = message.options
     prompt: str | list[int] | tokenizer_pb2.Chat
+    field = "text"
     if isinstance(message, router_pb2.ChatRequest):
-        prompt = message.chat
+        field, prompt = "messages", message.chat
         check_chat(prompt)
     elif message.WhichOneof("prompt") == "token_ids":
-        prompt = unpack(message.token_ids)
+        field, prompt = "token_ids", unpack(message.token_ids)
     else:
         prompt = message.text
-        _check_text(prompt, "text")
+        _check_text(prompt, field)
     request = GenerateRequest(
         model=message.model,
         tenant=caller.tenant,
@@ -140,7 +141,7 @@ def proto_request(message: router_pb2.ChatRequest | router_pb2.CompleteRequest, 
         cache_salt=options.cache_salt,
         idempotency_key=caller.idempotency_key,
         trace=caller.trace,
-        names={"prompt": "messages"} if isinstance(message, router_pb2.ChatRequest) else {},
+        names={"prompt": field},
     )
     check_request(request)
     return request

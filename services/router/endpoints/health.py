@@ -1,13 +1,22 @@
 """GET /health, /livez, /readyz, /version, and /metrics on the admin port. It knows nothing of what makes a plane ready."""
 
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 from services.router.exchange import Exchange
 from services.router.front import Front
 from shared.errors import Unavailable
 
 RETRY_AFTER_S = 1.0
-VERSION = version("roadtrain")
+
+
+@cache
+def own_version() -> str:
+    """The installed version; run from a checkout that was never installed there is none."""
+    try:
+        return version("roadtrain")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 async def alive(exchange: Exchange, front: Front) -> None:
@@ -25,7 +34,7 @@ async def ready(exchange: Exchange, front: Front) -> None:
 
 async def show_version(exchange: Exchange, front: Front) -> None:
     """Which Roadtrain this is."""
-    await exchange.answer_object({"version": VERSION})
+    await exchange.answer_object({"version": own_version()})
 
 
 async def metrics(exchange: Exchange, front: Front) -> None:

@@ -1,0 +1,150 @@
+"""The public gRPC door (protos/router.proto): the same requests, checks, errors and cancellation as over HTTP.
+
+Errors are raised; shared/rpc.py turns them into a status with code and param in the trailing metadata.
+It knows nothing of HTTP, nor of what happens to a request.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from services.router.accept import Caller, proto_request
+from services.router.auth import authenticate
+from services.router.front import Front
+from services.router.generate import ChoiceEnd, Event, GenerateRequest, Generation
+from shared.errors import InvalidRequest, MethodNotAllowed, RoadtrainError, mapped
+from shared.pb import router_pb2, router_pb2_grpc, types_pb2
+from shared.telemetry import context_from_headers
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_REASONS = {"stop": types_pb2.FINISH_REASON_STOP, "length": types_pb2.FINISH_REASON_LENGTH}
+
+
+class GrpcDoor(router_pb2_grpc.RouterServicer):
+    """Serves protos/router.proto."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def Chat(self, request: router_pb2.ChatRequest, context: Context) -> AsyncIterator[router_pb2.Event]:  # noqa: N802
+        """See protos/router.proto."""
+        async for event in self._counted("Chat", request, context):
+            yield event
+
+    async def Complete(  # noqa: N802
+        self, request: router_pb2.CompleteRequest, context: Context
+    ) -> AsyncIterator[router_pb2.Event]:
+        """See protos/router.proto."""
+        async for event in self._counted("Complete", request, context):
+            yield event
+
+    async def Resume(  # noqa: N802
+        self, request: router_pb2.ResumeRequest, context: Context
+    ) -> AsyncIterator[router_pb2.Event]:
+        """Answers UNIMPLEMENTED."""
+        authenticate(_metadata(context).get("authorization"))
+        raise MethodNotAllowed("This version of Roadtrain does not take up streams again.", code="not_implemented")
+        yield router_pb2.Event()  # what makes this a stream
+
+    async def Cancel(self, request: router_pb2.CancelRequest, context: Context) -> router_pb2.CancelReply:  # noqa: N802
+        """See protos/router.proto."""
+        tenant = authenticate(_metadata(context).get("authorization"))
+        if not request.rid:
+            raise InvalidRequest("Missing required parameter: 'rid'.", param="rid", code="missing_required_parameter")
+        return router_pb2.CancelReply(cancelled=await self._front.plane.generator.cancel(request.rid, tenant))
+
+    async def ListModels(  # noqa: N802
+        self, request: router_pb2.ListModelsRequest, context: Context
+    ) -> router_pb2.ListModelsReply:
+        """See protos/router.proto."""
+        authenticate(_metadata(context).get("authorization"))
+        model = self._front.plane.model
+        return router_pb2.ListModelsReply(
+            models=[router_pb2.Model(id=name, created=model.created, max_model_len=model.max_model_len) for name in model.names]
+        )
+
+    async def _counted(
+        self, method: str, request: router_pb2.ChatRequest | router_pb2.CompleteRequest, context: Context
+    ) -> AsyncIterator[router_pb2.Event]:
+        """The answer's events; the call is counted by how it ended."""
+        status = grpc.StatusCode.CANCELLED
+        self._front.num_open += 1
+        try:
+            self._front.admit()
+            async for event in self._answer(proto_request(request, _caller(request.options, context))):
+                yield event
+            status = grpc.StatusCode.OK
+        except RoadtrainError as error:
+            status = mapped(error).grpc_status
+            raise
+        except Exception:
+            status = grpc.StatusCode.INTERNAL
+            raise
+        finally:
+            self._front.num_open -= 1
+            self._front.answered["grpc", method, status.name] += 1
+
+    async def _answer(self, request: GenerateRequest) -> AsyncIterator[router_pb2.Event]:
+        generation = await self._front.plane.generator.start(request)
+        try:
+            position = generation.position()
+            begun = request.sampling.num_prompt_logprobs is None
+            if begun:
+                yield _begun(generation, position)
+            async for happened in generation.events():
+                if not begun:
+                    # Only now are the prompt's log-probabilities known.
+                    yield _begun(generation, position)
+                    begun = True
+                for event in happened:
+                    yield _event(event)
+                position = happened[-1].position
+            yield router_pb2.Event(position=position, usage=generation.usage)
+        except BaseException:
+            # The client left (the call's task is cancelled or its iterator closed), or the request failed.
+            await generation.cancel("disconnect")
+            raise
+
+
+def _metadata(context: Context) -> dict[str, str]:
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+def _caller(options: router_pb2.Options, context: Context) -> Caller:
+    """Who asks; the call's own deadline counts as well as the message's, whichever is sooner."""
+    metadata = _metadata(context)
+    deadlines_ms = [options.deadline_ms] if options.deadline_ms else []
+    left_s = context.time_remaining()
+    if left_s is not None:
+        deadlines_ms.append(max(1, int(left_s * 1000)))
+    return Caller(
+        tenant=authenticate(metadata.get("authorization")),
+        idempotency_key=options.idempotency_key or None,
+        deadline_ms=min(deadlines_ms, default=0),
+        trace=context_from_headers(metadata),
+    )
+
+
+def _begun(generation: Generation, position: str) -> router_pb2.Event:
+    begun = router_pb2.Begun(
+        rid=generation.rid,
+        model=generation.model,
+        created=generation.created,
+        num_prompt_tokens=generation.num_prompt_tokens,
+        prompt_logprobs=generation.prompt_logprobs,
+    )
+    return router_pb2.Event(position=position, begun=begun)
+
+
+def _event(event: Event) -> router_pb2.Event:
+    if isinstance(event, ChoiceEnd):
+        finished = router_pb2.ChoiceFinished(choice=event.choice, reason=_REASONS[event.reason])
+        if event.stop_string is not None:
+            finished.stop_string = event.stop_string
+        elif event.stop_token_id is not None:
+            finished.stop_token_id = event.stop_token_id
+        return router_pb2.Event(position=event.position, finished=finished)
+    delta = router_pb2.Delta(choice=event.choice, text=event.text, token_ids=event.token_ids, logprobs=event.logprobs)
+    return router_pb2.Event(position=event.position, delta=delta)
