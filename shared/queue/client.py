@@ -90,7 +90,7 @@ class Queue:
         if verdict == b"overloaded":
             raise Unavailable("Too many requests are waiting; try again later.", retry_after_s=int(reply[1]) / 1000)
         if verdict == b"limited":
-            raise RateLimited("You have too many requests or tokens under way; try again later.", retry_after_s=int(reply[1]) / 1000)
+            raise RateLimited("You have too much under way; wait for some of it to end.", retry_after_s=int(reply[1]) / 1000)
         if verdict == b"reused":
             raise InvalidRequest("This idempotency key was used for a different request.", code="idempotency_key_reused")
         return _answer(reply)
@@ -241,9 +241,7 @@ def _body(request: NewRequest) -> tuple[object, ...]:
 
 def _answer(reply: list[bytes]) -> Answer:
     verdict, state, epoch, owner, router, attach, reason, booked = (value.decode() for value in reply)
-    return Answer(
-        cast(Verdict, verdict), cast(State, state), int(epoch), owner, router, int(attach), reason, booked == "1"
-    )
+    return Answer(cast(Verdict, verdict), cast(State, state), int(epoch), owner, router, int(attach), reason, booked == "1")
 
 
 def _own(reply: list[bytes], rid: str) -> Answer:

@@ -42,7 +42,7 @@ def open_sealed(sealed: bytes, rid: str, keys: Sequence[bytes]) -> types_pb2.Pay
     if len(sealed) <= 1 + _SIGNATURE_BYTES or sealed[0] != FORMAT:
         raise BadPayload(f"The payload of request {rid} has an unknown format; do all services run the same release?")
     signature, body = sealed[1 : 1 + _SIGNATURE_BYTES], sealed[1 + _SIGNATURE_BYTES :]
-    if not any([hmac.compare_digest(signature, _sign(body, rid, key)) for key in keys]):
+    if not any(hmac.compare_digest(signature, _sign(body, rid, key)) for key in keys):
         raise BadPayload(f"The payload of request {rid} is not signed with our key; do all services use the same secret file?")
     payload = types_pb2.Payload()
     try:

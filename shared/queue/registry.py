@@ -92,7 +92,7 @@ class Registry:
             names = sorted(await cast(Any, self._redis.smembers(f"rt:{kind}s")))
             if not names:
                 return []
-            values = await self._redis.mget([f"rt:{kind}:".encode() + name for name in names])
+            values: list[bytes | None] = await cast(Any, self._redis.mget([f"rt:{kind}:".encode() + name for name in names]))
             silent = [name for name, value in zip(names, values, strict=True) if value is None]
             if silent:
                 await cast(Any, self._redis.srem(f"rt:{kind}s", *silent))

@@ -44,7 +44,9 @@ class Owner:
 
     def __post_init__(self) -> None:
         if not _WORKER_ID.fullmatch(self.worker_id) or not _BOOT_ID.fullmatch(self.boot_id):
-            raise ValueError(f"bad owner {self.worker_id!r}:{self.boot_id!r}: ids are letters, digits and . _ - (worker also @ : /)")
+            raise ValueError(
+                f"bad owner {self.worker_id!r}:{self.boot_id!r}: use letters, digits and . _ - (@ : / in worker ids)"
+            )
 
     def __str__(self) -> str:
         return f"{self.worker_id}:{self.boot_id}"

@@ -1,0 +1,116 @@
+"""How to reach Redis, which servers are good enough, and what its errors mean to a caller.
+
+It knows nothing of the queue's keys or scripts.
+"""
+
+import ipaddress
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError, TimeoutError
+
+from shared.errors import StartupError, Unavailable
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 2.0
+HEALTH_CHECK_S = 10
+MAX_CONNECTIONS = 16
+RETRY_AFTER_S = 1.0
+
+# First fixed release of each line (CVE-2025-49844 and its kin: crafted Lua takes over the server); reference/security.md.
+FLOORS = {"redis": ((6, 2, 20), (7, 2, 11), (7, 4, 6), (8, 0, 4), (8, 2, 2)), "valkey": ((7, 2, 11), (8, 0, 6), (8, 1, 4))}
+OLDEST = (6, 2, 0)
+
+# What a server says in an error reply when it cannot serve now, though the request is fine.
+_NOT_NOW = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY")
+
+
+def connect(redis_url: str) -> Redis:
+    """A client for redis://, rediss:// or unix:// addresses, connected at the first call. Raises StartupError for a bad one.
+
+    Each call may take 2 seconds and is tried twice; at most 16 connections, for which further calls wait.
+    """
+    try:
+        pool = BlockingConnectionPool.from_url(
+            redis_url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=TIMEOUT_S,
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+            health_check_interval=HEALTH_CHECK_S,
+            retry=Retry(NoBackoff(), 1),
+        )
+    except ValueError as error:
+        raise StartupError(f"bad Redis address: {error}; write redis://host:6379/0 or unix:///path/to/socket") from error
+    return Redis.from_pool(pool)
+
+
+async def check_server(redis: Redis) -> None:
+    """Raises StartupError for a server that is too old to be exposed, or that would throw requests away under memory pressure."""
+    info: dict[str, Any] = await redis.info()
+    _check_version(info, private=_is_private(redis))
+    policy, limit = info.get("maxmemory_policy", "noeviction"), int(info.get("maxmemory", 0))
+    if policy != "noeviction" and limit:
+        raise StartupError(f"Redis has maxmemory-policy {policy}, which throws requests away; set it to noeviction")
+    if policy != "noeviction":
+        log.warning("Redis has maxmemory-policy %s; set it to noeviction before you set maxmemory", policy)
+
+
+@asynccontextmanager
+async def redis_errors() -> AsyncIterator[None]:
+    """Turns trouble with Redis into Unavailable: queue_unavailable, or queue_full when it is out of memory."""
+    try:
+        yield
+    except (RedisConnectionError, TimeoutError, OSError) as error:
+        raise _unavailable("cannot be reached", "queue_unavailable") from error
+    except ResponseError as error:
+        text = str(error)
+        if "OOM command not allowed" in text:
+            raise _unavailable("is full", "queue_full") from error
+        if any(word in text for word in _NOT_NOW):
+            raise _unavailable("does not accept work now", "queue_unavailable") from error
+        raise
+
+
+def _unavailable(what: str, code: str) -> Unavailable:
+    return Unavailable(f"The request queue {what}; try again later.", code=code, retry_after_s=RETRY_AFTER_S)
+
+
+def _check_version(info: dict[str, Any], *, private: bool) -> None:
+    kind = "valkey" if "valkey_version" in info else "redis"
+    text = str(info[f"{kind}_version"])
+    version = tuple(int(part) for part in text.split(".")[:3])
+    if version < OLDEST:
+        raise StartupError(f"Redis {text} is too old; the queue needs 6.2 or later")
+    if is_patched(kind, version):
+        return
+    needed = ", ".join(".".join(map(str, floor)) for floor in FLOORS[kind])
+    if not private:
+        raise StartupError(f"{kind} {text} has known holes and listens beyond this machine; update it to {needed} or later")
+    log.warning("%s %s has known holes (reachable from this machine only); update it to %s or later", kind, text, needed)
+
+
+def is_patched(kind: str, version: tuple[int, ...]) -> bool:
+    """Whether `version` of "redis" or "valkey" is at or above the first fixed release of its line, or in a later line."""
+    floors = FLOORS[kind]
+    same_line = [floor for floor in floors if floor[:2] == version[:2]]
+    return version >= same_line[0] if same_line else version > floors[-1]
+
+
+def _is_private(redis: Redis) -> bool:
+    """Whether the connection cannot leave this machine."""
+    kwargs = redis.connection_pool.connection_kwargs
+    if "path" in kwargs:
+        return True
+    host = str(kwargs.get("host", "localhost"))
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,8 @@
+-- revoke: the stream between this router and that owner broke; the lease expires now and reap does the rest.
+local rid, router, owner, epoch = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+run_even_when_full()
+local r = load(rid)
+if not r then return answer(new_record(rid), 'missing') end
+if not match(r, owner, epoch) or r.router ~= router then return answer(r, 'refused') end
+redis.call('ZADD', P .. 'leases', '0', rid)
+return answer(r, 'ok')
