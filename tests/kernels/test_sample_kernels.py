@@ -1,0 +1,168 @@
+"""Sampling: Philox against its published vectors, each rule on small rows, C++ against the reference token for token."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import Ops
+from kernels.sample import reference
+from kernels.sample.params import NO_TOKEN_LEFT, NOT_A_NUMBER, SampleParams
+
+Lists = list[list[tuple[int, float]]]
+
+
+def _flat(lists: Lists) -> tuple[Tensor, Tensor, Tensor]:
+    start = torch.tensor([0] + [len(entries) for entries in lists]).cumsum(0).int()
+    pairs = [pair for entries in lists for pair in entries]
+    return start, torch.tensor([i for i, _ in pairs]).int(), torch.tensor([v for _, v in pairs])
+
+
+def make_params(rows: int, *, output: Lists, seen: Lists, bias: Lists, banned: Lists, **values: Any) -> SampleParams:
+    """Parameters of `rows` rows; a value may be one number for all rows or a list."""
+
+    def column(name: str, default: float, dtype: torch.dtype) -> Tensor:
+        value = values.get(name, default)
+        return torch.tensor(value if isinstance(value, list) else [value] * rows, dtype=dtype)
+
+    floats = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    columns = {name: column(name, default, torch.float32) for name, default in floats.items()}
+    columns |= {name: column(name, 0, torch.int64) for name in ("seed", "position", "choice")}
+    output_start, output_ids, output_counts = _flat(output)
+    seen_start, seen_ids, _ = _flat(seen)
+    bias_start, bias_ids, bias_values = _flat(bias)
+    banned_start, banned_ids, _ = _flat(banned)
+    return SampleParams(
+        **columns,
+        top_k=column("top_k", 0, torch.int32),
+        repetition_penalty=column("repetition_penalty", 1.0, torch.float32),
+        output_start=output_start,
+        output_ids=output_ids,
+        output_counts=output_counts.int(),
+        seen_start=seen_start,
+        seen_ids=seen_ids,
+        bias_start=bias_start,
+        bias_ids=bias_ids,
+        bias_values=bias_values.float(),
+        banned_start=banned_start,
+        banned_ids=banned_ids,
+    )
+
+
+def plain(rows: int, **values: Any) -> SampleParams:
+    """Parameters without lists."""
+    none: Lists = [[] for _ in range(rows)]
+    return make_params(rows, output=none, seen=none, bias=none, banned=none, **values)
+
+
+def draws(run: Any, logits: list[float], count: int = 400, **values: Any) -> set[int]:
+    """The different tokens of many draws of one row."""
+    many = torch.tensor([logits] * count)
+    return set(run(many, plain(count, position=list(range(count)), **values)).tolist())
+
+
+def test_philox_equals_the_vectors_of_random123() -> None:
+    assert reference.philox(0, 0, 0) == (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
+    assert reference.philox(-1, 0, 0) == reference.philox(2**64 - 1, 0, 0) != reference.philox(1, 0, 0)
+    assert reference.philox(7, 1, 0) != reference.philox(7, 0, 1)
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def run(request: pytest.FixtureRequest, ops: Ops) -> Any:
+    """sample of both files."""
+    return reference.sample if request.param == "reference" else ops.sample
+
+
+def test_temperature_zero_takes_the_lowest_of_the_largest(run: Any) -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, -torch.inf], [-5.0, -6.0, -5.0, -9.0]])
+    assert run(logits, plain(2, temperature=0.0, top_k=3, top_p=0.1)).tolist() == [1, 0]
+
+
+def test_truncation_rules(run: Any) -> None:
+    even = [2.0] * 6
+    assert draws(run, even) == {0, 1, 2, 3, 4, 5}
+    assert draws(run, even, top_k=2) == {0, 1}
+    assert draws(run, even, top_k=-1) == {0, 1, 2, 3, 4, 5}
+    assert draws(run, even, top_k=99) == {0, 1, 2, 3, 4, 5}
+    assert draws(run, even, top_p=0.4) == {0, 1, 2}
+    assert draws(run, even, top_p=0.5, top_k=4) == {0, 1}
+    assert draws(run, even, top_p=0.0) == {0}
+    assert draws(run, [0.0, 1.0, 1.0, -torch.inf], top_k=2) == {1, 2}
+    assert draws(run, [0.0, 2.0, 1.9, -3.0], min_p=0.5) == {1, 2}
+    assert draws(run, [0.0, 2.0, 1.9, -3.0], min_p=1.0) == {1}
+    assert draws(run, [0.0, 2.0, 1.9, -3.0], temperature=1e-6) == {1}
+
+
+def test_penalties_bias_and_bans_come_in_order(run: Any) -> None:
+    logits = torch.tensor([[4.0, -1.0, 3.0, 0.0]])
+
+    def greedy(**lists: Any) -> int:
+        none: dict[str, Lists] = {name: [[]] for name in ("output", "seen", "bias", "banned")}
+        return int(run(logits, make_params(1, **(none | lists), temperature=0.0)))
+
+    assert greedy(seen=[[(0, 0)]], repetition_penalty=2.0) == 2
+    assert greedy(seen=[[(0, 0), (2, 0)]], repetition_penalty=0.5) == 0
+    assert greedy(output=[[(0, 2)]], frequency_penalty=0.4) == 0
+    assert greedy(output=[[(0, 3)]], frequency_penalty=0.4) == 2
+    assert greedy(output=[[(0, 9)]], presence_penalty=1.5) == 2
+    assert greedy(seen=[[(1, 0)]], repetition_penalty=10.0, bias=[[(1, 15.0)]]) == 1
+    assert greedy(banned=[[(0, 0)]], bias=[[(0, 100.0)]]) == 2
+
+
+def test_broken_rows_are_named_and_leave_the_others_alone(run: Any) -> None:
+    logits = torch.tensor([[0.0, torch.nan], [0.0, torch.inf], [-torch.inf, -torch.inf], [0.0, -torch.inf]])
+    for temperature in (0.0, 1.0):
+        expected = [NOT_A_NUMBER, NOT_A_NUMBER, NO_TOKEN_LEFT, 0]
+        assert run(logits, plain(4, temperature=temperature, top_p=0.9)).tolist() == expected
+
+
+def test_draws_follow_the_probabilities(ops: Ops) -> None:
+    logits = torch.log(torch.tensor([0.5, 0.2, 0.2, 0.1])).repeat(20000, 1)
+    ids = ops.sample(logits, plain(20000, seed=5, position=list(range(20000))))
+    shares = torch.bincount(ids, minlength=4) / 20000
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.2, 0.2, 0.1]), atol=0.015, rtol=0)
+
+
+def _random_lists(rows: int, vocab: int, most: int) -> Lists:
+    picks = [torch.randperm(vocab)[: int(torch.randint(0, most, ()))].tolist() for _ in range(rows)]
+    return [[(i, float(1 + i % 4)) for i in ids] for ids in picks]
+
+
+@pytest.mark.parametrize(("vocab", "rounding"), [(5, 0.0), (513, 0.5), (8191, 0.0), (49152, 0.05)])
+def test_cpu_equals_the_reference_token_for_token(ops: Ops, vocab: int, rounding: float) -> None:
+    rows = 60
+    logits = torch.randn(rows, vocab) * torch.linspace(0.1, 9.0, rows)[:, None]
+    if rounding:  # many equal logits, so that ties decide
+        logits = (logits / rounding).round() * rounding
+    lists = {name: _random_lists(rows, vocab, 9) for name in ("output", "seen", "bias")}
+    params = make_params(
+        rows,
+        **lists,
+        banned=_random_lists(rows, vocab, 3),
+        temperature=[0.0, 0.7, 1.0, 1.3, 2.0] * 12,
+        top_k=[0, 0, 1, 5, 50, 3000] * 10,
+        top_p=[1.0, 0.9, 0.5, 0.999] * 15,
+        min_p=[0.0, 0.0, 0.05] * 20,
+        presence_penalty=[0.5, -1.0] * 30,
+        frequency_penalty=[0.3, 0.0, -0.2] * 20,
+        repetition_penalty=[1.0, 1.2, 0.8] * 20,
+        seed=torch.randint(-(2**63), 2**63 - 1, (rows,)).tolist(),
+        position=torch.randint(0, 2**31, (rows,)).tolist(),
+        choice=torch.randint(0, 128, (rows,)).tolist(),
+    )
+    assert torch.equal(ops.sample(logits, params), reference.sample(logits, params))
+
+
+@pytest.mark.parametrize("k", [0, 1, 20])
+def test_logprobs(ops: Ops, k: int) -> None:
+    logits = (torch.randn(7, 3001) * 4).round(decimals=1)
+    ids = torch.randint(0, 3001, (7,))
+    chosen, top, values = ops.logprobs(logits, ids, k)
+    expected = torch.log_softmax(logits.double(), -1).float()
+    torch.testing.assert_close(chosen, expected.gather(1, ids[:, None])[:, 0], atol=1e-6, rtol=1e-6)
+    again = reference.logprobs(logits, ids, k)
+    assert torch.equal(top, again[1])
+    torch.testing.assert_close(chosen, again[0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(values, again[2], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(values, expected.gather(1, top), atol=1e-6, rtol=1e-6)
