@@ -66,6 +66,9 @@ class Owner(Protocol):
     def failed(self, finish: delivery_pb2.Finish) -> None:
         """Its worker gave it up."""
 
+    def undecodable(self) -> None:
+        """The tokenizer does not take its ids."""
+
     def position(self) -> str:
         """Event id after what all choices have given."""
 
@@ -85,6 +88,8 @@ class ChoiceText:
     """One choice; the sequencer tells it when it grew, the decoder takes its ids and brings text, its owner collects events."""
 
     __slots__ = (
+        "_num_echo_chars",
+        "_num_skipped_chars",
         "_owner",
         "_parts",
         "_rule",
@@ -118,6 +123,9 @@ class ChoiceText:
         self.crc = 0  # of the ids given
         self.offered = False
         self.over = False
+        # Of the prompt's text, which a stream gives back first; None until it has come, alone in its row.
+        self._num_echo_chars: int | None = None if rule.echo_token_ids else 0
+        self._num_skipped_chars = 0
         log.sink = self
 
     def grew(self) -> None:
@@ -132,6 +140,10 @@ class ChoiceText:
         """See decode.Reader."""
         rule = self._rule
         self.exhausted = False
+        if self._num_echo_chars is None:
+            self.num_taken = 0
+        else:
+            self._num_skipped_chars = self._num_echo_chars
         return tokenizer_pb2.OpenDecode(
             stop=rule.stop,
             include_stop=rule.include_stop,
@@ -146,6 +158,8 @@ class ChoiceText:
         log = self.log
         token_ids = log.token_ids
         end = len(token_ids)
+        if self._num_echo_chars is None:
+            return ()
         if log.finish is not None:
             self.exhausted = True
             if log.finish.HasField("stop_token_id") and self._rule.hidden_token_ids:
@@ -163,7 +177,14 @@ class ChoiceText:
 
     def decoded(self, text: str, num_tokens: int) -> None:
         """See decode.Reader."""
-        self.num_chars += len(text)
+        if self._num_echo_chars is None:
+            self._num_echo_chars = len(text)
+            self._owner.push(self)
+        elif self._num_skipped_chars:
+            text, self._num_skipped_chars = text[self._num_skipped_chars :], 0
+            self.num_chars += len(text)
+        else:
+            self.num_chars += len(text)
         if num_tokens > self.num_decoded:
             self.num_decoded = num_tokens
         if text and (not self.log.sent or self.num_taken > self.log.sent):
@@ -175,6 +196,10 @@ class ChoiceText:
         self._owner.stop(self.log, num_tokens)
         self._stop_index = stop_index
         self.drained()
+
+    def refused(self) -> None:
+        """See decode.Reader."""
+        self._owner.undecodable()
 
     def drained(self) -> None:
         """See decode.Reader."""

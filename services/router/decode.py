@@ -44,6 +44,9 @@ class Reader(Protocol):
     def drained(self) -> None:
         """All its text has arrived."""
 
+    def refused(self) -> None:
+        """The tokenizer cannot decode it."""
+
 
 class Decoder:
     """The router's one Decode stream."""
@@ -57,6 +60,7 @@ class Decoder:
         self._unanswered: deque[list[Reader]] = deque()
         self._last_number = 0
         self._wake = asyncio.Event()
+        self._answered = False
         self.connected = False
 
     def push(self, reader: Reader) -> None:
@@ -81,15 +85,17 @@ class Decoder:
         while True:
             replica = self._tokenizers.next_replica(failed)
             call = None
+            self._answered = False
             try:
                 await self._tokenizers.check(replica)
                 call = replica.stub.Decode()
+                self.connected = True
                 self._reopen()
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._write(call))
                     tasks.create_task(self._read(call))
             except* Exception as errors:
-                attempt = 0 if self.connected else attempt + 1
+                attempt = 0 if self._answered else attempt + 1
                 logger.warning("the decode stream broke", extra={"address": replica.address, "cause": repr(errors.exceptions[0])})
             finally:
                 self.connected = False
@@ -160,7 +166,7 @@ class Decoder:
             reply = await call.read()
             if reply is grpc.aio.EOF:
                 raise _Closed
-            self.connected = True
+            self._answered = True
             self._deliver(reply)
 
     def _deliver(self, reply: tokenizer_pb2.DecodeReply) -> None:
@@ -174,6 +180,9 @@ class Decoder:
             if (reader := readers.get(stop.stream)) is not None:
                 self.forget(reader)
                 reader.stopped(stop.num_tokens, stop.stop_index)
+        for number in reply.refused:
+            if (reader := readers.get(number)) is not None:
+                reader.refused()
         for reader in flushed:
             if readers.pop(reader.number, None) is not None:
                 reader.drained()

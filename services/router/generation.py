@@ -32,7 +32,7 @@ class Ending(Enum):
     DISCONNECT = "disconnect"  # nobody reads: may be taken up again
     FAILED = "failed"  # its worker ended it with an error
     DEAD = "dead"  # the queue ended it
-    SUPERSEDED = "superseded"  # its client is attached elsewhere
+    RELEASED = "released"  # its client is attached elsewhere, or was never accepted here
 
 
 class Ledger(Protocol):
@@ -92,6 +92,9 @@ class Generation:
         self._reading_since: float | None = loop.time()
         self._deadline_s = facts.deadline_s
         self._deadline = loop.call_later(facts.deadline_s, self._expire)
+        if facts.rule.echo_token_ids:
+            for choice in self._choices:
+                road.decoder.push(choice)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -192,6 +195,11 @@ class Generation:
         else:
             message = finish.error.message or "The model failed on this request; it has been logged."
             self._fail(InternalError(message, code=finish.error.code or None), Ending.FAILED)
+
+    def undecodable(self) -> None:
+        """See choice.Owner."""
+        message = "The model's tokens could not be turned into text; it has been logged."
+        self._fail(InternalError(message), Ending.DISCONNECT)
 
     def _num_unread(self) -> int:
         return sum(len(choice.log.token_ids) - choice.num_given for choice in self._choices)

@@ -105,6 +105,11 @@ class Tokenizers:
             self._vocabulary = TokenBytes(reply)
 
     @property
+    def loaded(self) -> bool:
+        """Whether the vocabulary was fetched."""
+        return self._vocabulary is not None
+
+    @property
     def vocabulary(self) -> TokenBytes:
         """Every token's bytes. Raises Unavailable before they were fetched."""
         if self._vocabulary is None:

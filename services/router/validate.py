@@ -3,7 +3,6 @@
 Errors name fields as `request.names` says the door calls them. It knows nothing of JSON, protobuf or queues.
 """
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,21 +13,19 @@ from shared.sampling import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """What bounds a request: names it may use, positions (prompt and output together), width of the logits."""
+    """What bounds a request: positions (prompt and output together), and width of the logits."""
 
-    names: tuple[str, ...]
     max_model_len: int
     vocab_size: int
 
 
-def check(request: GenerateRequest, limits: ModelLimits) -> None:
-    """Raises InvalidRequest or NotFound for the first thing wrong with it, before anything is encoded."""
-    if request.model not in limits.names:
-        shown = ", ".join(f"'{name}'" for name in limits.names)
+def check_model(request: GenerateRequest, names: tuple[str, ...]) -> None:
+    """Raises NotFound if the request asks for a model that is not here."""
+    if request.model not in names:
+        shown = ", ".join(f"'{name}'" for name in names)
         raise NotFound(
             f"The model '{request.model[:200]}' does not exist here; use one of {shown}.", param="model", code="model_not_found"
         )
-    request.sampling.validate(vocab_size=limits.vocab_size, names=request.names)
 
 
 def check_ids(request: GenerateRequest, token_ids: Sequence[int], limits: ModelLimits) -> None:
@@ -40,8 +37,8 @@ def check_ids(request: GenerateRequest, token_ids: Sequence[int], limits: ModelL
         raise _invalid(request, "prompt", f"{wrong} is no token id of this model", "invalid_token_id")
 
 
-def resolve(request: GenerateRequest, num_prompt_tokens: int, limits: ModelLimits) -> SamplingParams:
-    """The sampling parameters with seed and max_tokens filled in.
+def resolve(request: GenerateRequest, num_prompt_tokens: int, limits: ModelLimits, seed: int) -> SamplingParams:
+    """The sampling parameters with max_tokens, and `seed` where none was given, filled in.
 
     Raises InvalidRequest (code context_length_exceeded) if prompt and output do not fit: nothing is ever cut silently.
     """
@@ -57,7 +54,7 @@ def resolve(request: GenerateRequest, num_prompt_tokens: int, limits: ModelLimit
             param=_name(request, "prompt" if room < 1 or wanted is None else "max_tokens"),
             code="context_length_exceeded",
         )
-    return params.resolved(seed=secrets.randbits(63), max_tokens=room)
+    return params.resolved(seed=seed, max_tokens=room)
 
 
 def _name(request: GenerateRequest, field: str) -> str:

@@ -1,0 +1,195 @@
+"""Everything below the doors of one router process, wired: queue, tokenizers, deliver server, sequencer, loops.
+
+It knows nothing of HTTP, of the public gRPC door or of what requests say.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from services.router.decode import Decoder
+from services.router.delivery import Delivery
+from services.router.generate import Generator
+from services.router.generation import Road
+from services.router.ledger import Ledger
+from services.router.loops import Contact, every
+from services.router.needs import ServedModel
+from services.router.revoke import Revoker
+from services.router.sequencer import Sequencer
+from services.router.tokenizer import TokenBytes, Tokenizers
+from services.router.workers import Workers
+from shared import rpc
+from shared.config import Settings, model_name
+from shared.errors import StartupError, Unavailable
+from shared.pb import delivery_pb2_grpc
+from shared.queue.client import Queue
+from shared.queue.connection import connect
+from shared.queue.payload import read_keys
+from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, RouterFacts
+from shared.queue.types import Limits
+
+REFRESH_S = 1.0
+RECONCILE_S = 2.0
+REAP_S = 0.5
+CANCEL_RETRY_S = 0.5
+WATCH_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class Plane:
+    """See needs.Plane. Made by `open_plane`; `close` ends it."""
+
+    def __init__(self, settings: Settings, redis: Redis, keys: tuple[bytes, ...]):
+        router = settings.router
+        self._settings = settings
+        self._created = int(time.time())
+        self._redis = redis
+        self._router_id = router.router_id or f"{socket.gethostname()}-{os.getpid()}"
+        self._boot_id = secrets.token_hex(8)
+        limits = Limits(
+            router.max_queued_requests, router.max_queued_tokens, router.max_tenant_requests, router.max_tenant_tokens
+        )
+        model = model_name(settings.model)
+        self.contact = Contact()
+        self.queue = Queue(redis, model=model, limits=limits)
+        self.registry = Registry(redis)
+        self.workers = Workers(self.registry, model)
+        self.tokenizers = Tokenizers(router.tokenizer_addresses)
+        self.decoder = Decoder(self.tokenizers)
+        self.sequencer = Sequencer()
+        self.ledger = Ledger(self.sequencer, self.queue, self._router_id)
+        self.revoker = Revoker(self.queue, self._router_id)
+        self.delivery = Delivery(self.sequencer, self.revoker.broke)
+        self.generator = Generator(
+            Road(self.sequencer, self.decoder, self.ledger),
+            self.ledger,
+            self.queue,
+            self.tokenizers,
+            self.workers,
+            router_id=self._router_id,
+            keys=keys,
+            names=settings.names,
+            default_deadline_s=router.default_deadline_s,
+        )
+        self._loaded = False
+        self._server: rpc.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def vocabulary(self) -> TokenBytes:
+        """Token bytes, for log-probabilities. Raises Unavailable before a tokenizer answered."""
+        return self.tokenizers.vocabulary
+
+    @property
+    def model(self) -> ServedModel:
+        """What is served now."""
+        return ServedModel(self._settings.names, self._created, self.workers.max_model_len, self.workers.fingerprint)
+
+    def ready(self) -> list[str]:
+        """Why a request would be refused now; empty if none would be."""
+        reasons = {
+            "Redis does not answer": not self._loaded or not self.contact.good,
+            "no tokenizer answers": not self.decoder.connected or not self.tokenizers.loaded,
+            "no worker is running": not self.workers.any,
+        }
+        return [reason for reason, holds in reasons.items() if holds]
+
+    def not_ready(self) -> str | None:
+        """The same as one line, or None."""
+        return "; ".join(self.ready()) or None
+
+    async def open(self) -> None:
+        """Opens the Deliver port and starts the loops. Raises StartupError."""
+        registration = (delivery_pb2_grpc.add_DeliveryServicer_to_server, self.delivery)
+        address = self._settings.router.deliver_address
+        self._server = await rpc.serve(address, [registration], setting="--router.deliver-address")
+        try:
+            await self._load()
+        except Unavailable as error:
+            # It may come yet: until then the router says that it is not ready, and why.
+            self.contact.lost(error)
+        loop_of = self._loop_of
+        self._tasks = [
+            loop_of(self._announce, ANNOUNCE_EVERY_S),
+            loop_of(self.workers.refresh, REFRESH_S),
+            loop_of(self._reap, REAP_S, jitter=0.5),
+            loop_of(self.ledger.reconcile, RECONCILE_S, wake=self.contact.returned),
+            loop_of(self.ledger.send_cancels, CANCEL_RETRY_S, wake=self.ledger.cancel_wanted),
+            asyncio.create_task(self._watch_readers(), name="watch readers"),
+            asyncio.create_task(self._load_vocabulary(), name="load vocabulary"),
+            asyncio.create_task(self.decoder.run(), name="decode"),
+        ]
+
+    async def close(self) -> None:
+        """Ends what is left of open requests and every connection."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.revoker.close()
+        if self._loaded and self.contact.good:
+            try:
+                await self.registry.withdraw_router(self._router_id)
+            except Unavailable:
+                logger.info("could not withdraw from the registry; the entry expires by itself")
+        if self._server is not None:
+            await self._server.stop(0)
+        await self.tokenizers.close()
+        await self._redis.aclose()
+
+    def _loop_of(
+        self, work: Callable[[], Awaitable[None]], period_s: float, *, wake: asyncio.Event | None = None, jitter: float = 0.0
+    ) -> asyncio.Task[None]:
+        running = every(period_s, work, self.contact, wake=wake, jitter=jitter)
+        return asyncio.create_task(running, name=getattr(work, "__name__", "loop"))
+
+    async def _load(self) -> None:
+        await self.queue.load()
+        self._loaded = True
+        self.contact.seen()
+
+    async def _announce(self) -> None:
+        if not self._loaded:
+            await self._load()
+        if self._server is not None:
+            await self.registry.announce_router(RouterFacts(self._router_id, self._boot_id, self._server.address))
+
+    async def _reap(self) -> None:
+        if self._loaded:
+            await self.queue.reap()
+
+    async def _watch_readers(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            for entry in list(self.ledger.owed.values()):
+                entry.generation.check_reader()
+
+    async def _load_vocabulary(self) -> None:
+        while True:
+            try:
+                await self.tokenizers.load_vocabulary()
+            except Unavailable:
+                await asyncio.sleep(WATCH_S / 4)
+            else:
+                return
+
+
+async def open_plane(settings: Settings) -> Plane:
+    """The plane of this router, open for workers. Raises StartupError: no address, no secret, a port in use, an old Redis."""
+    if settings.redis_url is None or settings.secret_file is None:
+        raise StartupError("the router needs --redis-url and --secret-file")
+    keys = read_keys(Path(settings.secret_file))
+    plane = Plane(settings, connect(settings.redis_url), keys)
+    try:
+        await plane.open()
+    except BaseException:
+        await plane.close()
+        raise
+    return plane

@@ -1,0 +1,52 @@
+"""After a worker's stream broke: what it ran is taken from it, unless it dials again at once (protocol §3, revoke).
+
+It knows nothing of why streams break.
+"""
+
+import asyncio
+import logging
+
+from services.router.sequencer import Binding, Fate
+from shared.errors import Unavailable
+from shared.queue.client import Queue
+from shared.queue.types import Owner
+
+REDIAL_S = 0.3
+
+logger = logging.getLogger(__name__)
+
+
+class Revoker:
+    """Revokes for one router."""
+
+    def __init__(self, queue: Queue, router_id: str):
+        self._queue = queue
+        self._router_id = router_id
+        self._waiting: set[asyncio.Task[None]] = set()
+
+    def broke(self, bindings: list[Binding]) -> None:
+        """A connection ended that these were bound to."""
+        if bindings:
+            task = asyncio.create_task(self._revoke(bindings), name="revoke")
+            self._waiting.add(task)
+            task.add_done_callback(self._waiting.discard)
+
+    async def close(self) -> None:
+        """Revokes no more; leases run out by themselves."""
+        tasks = list(self._waiting)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _revoke(self, bindings: list[Binding]) -> None:
+        await asyncio.sleep(REDIAL_S)
+        left = [binding for binding in bindings if binding.held.bound is binding and binding.held.fate is Fate.OWED]
+        try:
+            for binding in left:
+                owner = Owner.parse(binding.link.owner)
+                await self._queue.revoke(self._router_id, binding.held.rid, owner, binding.epoch)
+        except Unavailable:
+            # The leases run out by themselves once Redis is back.
+            logger.warning("could not revoke what a broken stream carried", extra={"num_requests": len(left)})
+        if left:
+            logger.warning("a worker did not come back; its requests go elsewhere", extra={"owner": left[0].link.owner})
