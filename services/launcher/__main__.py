@@ -5,8 +5,10 @@ which then does not try again. It knows the commands, and nothing of how they do
 """
 
 import asyncio
+import runpy
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from services.launcher.roles import ROLES, run_role
 from services.launcher.supervise import EXIT_CONFIG
@@ -20,6 +22,7 @@ roadtrain - serves large language models to thousands of users at once
   roadtrain serve [MODEL]    all services on this machine; MODEL is 'smollm2' (default), org/name, a directory or a .gguf file
   roadtrain chat [URL]       talk to a running server (default http://127.0.0.1:8000)
   roadtrain pull [MODEL]     fetch a model and print where it is
+  roadtrain bench NAME       measure: NAME is one of the programs in bench/, for example capacity
   roadtrain version          print the version
 
   roadtrain router           one service alone, for a system of several machines;
@@ -56,7 +59,7 @@ def _run(arguments: Sequence[str], child: bool) -> int:
     if command in ROLES:
         run_role(command, _settings(command, rest), child=child)
         return 0
-    commands: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve, "pull": _pull, "chat": _chat}
+    commands: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve, "pull": _pull, "chat": _chat, "bench": _bench}
     if command not in commands:
         print(f"roadtrain: no command {command!r}\n\n{USAGE}", file=sys.stderr)
         return 2
@@ -89,6 +92,18 @@ def _chat(arguments: Sequence[str]) -> int:
     from services.launcher.chat import chat
 
     return chat(arguments[0] if arguments else "http://127.0.0.1:8000")
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    """Runs a program of bench/, which measures the rest from outside; services never import it."""
+    folder = Path(__file__).resolve().parents[2] / "bench"
+    names = sorted(path.stem for path in folder.glob("*.py") if "def main()" in path.read_text())
+    if not arguments or arguments[0] not in names:
+        print(f"roadtrain bench: give one of {', '.join(names)}", file=sys.stderr)
+        return 2
+    sys.argv = [f"roadtrain bench {arguments[0]}", *arguments[1:]]
+    runpy.run_module(f"bench.{arguments[0]}", run_name="__main__")
+    return 0
 
 
 if __name__ == "__main__":
