@@ -1,0 +1,78 @@
+"""From a claim to an assignment: opens the payload, judges it as the router did, and says what the engine shall run.
+
+It knows nothing of connections, leases or of the engine's state.
+"""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.worker.engine.engine import Work
+from services.worker.engine.step import RunnerLimits
+from services.worker.outbound import Outbound, unpack
+from shared.errors import InvalidRequest
+from shared.pb import types_pb2
+from shared.queue.payload import open_sealed
+from shared.queue.types import Claim
+from shared.sampling import SamplingParams, from_proto
+
+_NOTHING = SamplingParams(seed=0, max_tokens=1)
+
+
+@dataclass(slots=True, eq=False)
+class Assignment:
+    """One claimed request. waits_since: when its router was last lost sight of, monotonic seconds; None while begun.
+
+    ending: an end is being told to Redis; nothing else is decided about it meanwhile.
+    """
+
+    claim: Claim
+    outbound: Outbound
+    waits_since: float | None
+    ending: bool = False
+
+    @property
+    def rid(self) -> str:
+        """Of the request."""
+        return self.claim.rid
+
+
+def accept(claim: Claim, keys: Sequence[bytes], limits: RunnerLimits, now_s: float) -> Assignment:
+    """The assignment of `claim`; one whose request is invalid here has failed already, for its router to be told.
+
+    Raises BadPayload when the payload is not ours.
+    """
+    payload = open_sealed(claim.payload, claim.rid, keys)
+    key = (claim.rid, claim.epoch)
+    try:
+        prompt, params = _judge(payload, limits)
+    except InvalidRequest as error:
+        outbound = Outbound.of(Work(key, (), _NOTHING), router=claim.router, attach=claim.attach)
+        outbound.fail(error)
+        return Assignment(claim, outbound, now_s)
+    work = Work(key, prompt, params, salt=payload.cache_salt, band=claim.band, tag=claim.tag)
+    return Assignment(claim, Outbound.of(work, router=claim.router, attach=claim.attach), now_s)
+
+
+def _judge(payload: types_pb2.Payload, limits: RunnerLimits) -> tuple[array[int], SamplingParams]:
+    """Prompt and parameters of a valid payload; raises InvalidRequest."""
+    if payload.kind != types_pb2.KIND_GENERATE:
+        raise InvalidRequest(f"This worker cannot do {types_pb2.Kind.Name(payload.kind)}.", param="kind", code="unsupported_kind")
+    if payload.lora:
+        raise InvalidRequest(f"There is no adapter {payload.lora!r} here.", param="lora", code="model_not_found")
+    params = from_proto(payload.sampling)
+    params.validate(vocab_size=limits.vocab_size)
+    if params.seed is None or params.max_tokens is None:
+        raise InvalidRequest("seed and max_tokens must be set in a payload.", param="sampling")
+    if len(payload.prompt_token_ids) % 4:
+        raise InvalidRequest("The prompt's token ids are cut off.", param="prompt")
+    prompt = unpack(payload.prompt_token_ids)
+    if not 1 <= len(prompt) < limits.max_model_len:
+        raise InvalidRequest(
+            f"The prompt has {len(prompt)} tokens; this worker takes 1 to {limits.max_model_len - 1}.",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    if max(prompt) >= limits.vocab_size:
+        raise InvalidRequest(f"{max(prompt)} is no token id of this model.", param="prompt", code="invalid_token_id")
+    return prompt, params

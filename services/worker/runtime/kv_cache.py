@@ -1,0 +1,99 @@
+"""The paged KV cache: how many blocks fit in memory, and the tensors of every layer.
+
+Letters: N blocks, K key-value heads, D head size. Layout (kernels/kv_write): k [N, K, D, 16], v [N, K, 16, D].
+It knows nothing of which sequence a block belongs to.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from services.worker.engine.step import BLOCK_SIZE
+from shared.errors import StartupError
+
+FREE_SHARE = 4
+MOST_UNASKED = 4 * 2**30
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What one token takes: keys and values in every layer. dtype: a key of DTYPES."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * BLOCK_SIZE * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class KVPlan:
+    """How many blocks, and the sum that led there."""
+
+    num_blocks: int
+    arithmetic: str
+
+
+def plan(shape: KVShape, memory: int | None, max_model_len: int, free: int | None = None) -> KVPlan:
+    """Blocks for `memory` bytes, or a quarter of what is free, at most 4 GiB, if None.
+
+    Raises StartupError with the numbers if not even one sequence of max_model_len tokens fits.
+    """
+    if memory is None:
+        free = free_memory() if free is None else free
+        memory = min(free // FREE_SHARE, MOST_UNASKED)
+        source = f"a quarter of {_size(free)} free, at most {_size(MOST_UNASKED)}"
+    else:
+        source = "as set by kv-memory"
+    num_blocks = memory // shape.block_bytes
+    needed = -(-max_model_len // BLOCK_SIZE)
+    if num_blocks < needed:
+        fits = num_blocks * BLOCK_SIZE
+        raise StartupError(
+            f"the KV cache gets {_size(memory)} ({source}), room for {fits} tokens, but one request of full context has "
+            f"{max_model_len} and needs {_size(needed * shape.block_bytes)}; "
+            + (f"raise --kv-memory or set --max-model-len {fits}" if fits else "raise --kv-memory")
+        )
+    return KVPlan(
+        num_blocks,
+        f"KV cache {_size(num_blocks * shape.block_bytes)} ({source}) = {num_blocks} blocks of {BLOCK_SIZE} tokens x "
+        f"{shape.num_layers} layers x 2 x {shape.num_kv_heads} heads x {shape.head_dim} x {DTYPES[shape.dtype].itemsize} bytes: "
+        f"{num_blocks * BLOCK_SIZE} tokens, {num_blocks // needed} requests of full context ({max_model_len})",
+    )
+
+
+def allocate(shape: KVShape, num_blocks: int, device: str) -> Sequence[tuple[Tensor, Tensor]]:
+    """Uninitialised (k_cache, v_cache) of each layer; pages of memory are taken as they are first written."""
+    dtype = DTYPES[shape.dtype]
+    keys = (num_blocks, shape.num_kv_heads, shape.head_dim, BLOCK_SIZE)
+    values = (num_blocks, shape.num_kv_heads, BLOCK_SIZE, shape.head_dim)
+    return [
+        (torch.empty(keys, dtype=dtype, device=device), torch.empty(values, dtype=dtype, device=device))
+        for _ in range(shape.num_layers)
+    ]
+
+
+def free_memory() -> int:
+    """Bytes this process may still take: what the machine has available, or the container's limit if that is less."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return max(0, min(available, limit - used))
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,61 @@
+"""The Runner that computes: batch, forward, sample, on one device. See engine/step.py for the contract.
+
+Tokens depend on the request alone where the ops do not let rows see each other (kernels.Ops says which do not).
+It knows nothing of requests, of time or of why a step was put together.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from kernels import Ops
+from services.worker.backends.base import KVCache
+from services.worker.engine.step import RunnerLimits, Step, StepResult
+from services.worker.models import Model
+from services.worker.runtime.kv_cache import KVShape, allocate
+from services.worker.runtime.prepare import num_wanted, prepare
+from services.worker.runtime.sampler import Sampler
+
+
+def shape_of(model: Model, kv_dtype: str) -> KVShape:
+    """What a token of `model` takes in the KV cache."""
+    return KVShape(model.num_layers, model.spec.num_kv_heads, model.spec.head_dim, kv_dtype)
+
+
+def fingerprint(model: Model, ops: Ops, compute: str, kv_dtype: str) -> str:
+    """All that the numbers depend on besides the request (DESIGN 1.4): runs that agree in it give the same tokens."""
+    return f"{model.numerics} {compute} kv-{kv_dtype} {ops.variant} tp1"
+
+
+class ModelRunner:
+    """A model with its KV cache. Build it anywhere; `run` belongs to one thread, whose compute threads it sets."""
+
+    def __init__(
+        self, model: Model, ops: Ops, *, num_blocks: int, kv_dtype: str, compute: str, num_threads: int | None, device: str
+    ):
+        self.limits = RunnerLimits(
+            num_blocks=num_blocks,
+            max_model_len=model.max_model_len,
+            vocab_size=model.spec.vocab_size,
+            eos_token_ids=model.eos_token_ids,
+            fingerprint=fingerprint(model, ops, compute, kv_dtype),
+        )
+        self._model = model
+        self._device = device
+        self._kv: Sequence[KVCache] = allocate(shape_of(model, kv_dtype), num_blocks, device)
+        self._sampler = Sampler(ops, model.eos_token_ids)
+        self._num_threads = num_threads
+
+    def run(self, step: Step) -> StepResult:
+        """Computes one step."""
+        if self._num_threads is not None:
+            torch.set_num_threads(self._num_threads)
+            self._num_threads = None
+        with torch.inference_mode():
+            self._sampler.update(step)
+            logits = self._model.forward(prepare(step.rows, self._device), self._kv)
+            return StepResult(self._sampler.sample(step.rows, [num_wanted(row) for row in step.rows], logits))
+
+    def close(self) -> None:
+        """Frees the KV cache."""
+        self._kv = ()

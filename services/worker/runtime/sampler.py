@@ -1,0 +1,245 @@
+"""What sampling remembers of each sequence, a pure function of (prompt, output), and the choice of the next tokens.
+
+A row with drafts is sampled once after each draft, as if the drafts were its output; a draft is accepted iff it is the
+token that draw gives, so drafts never change what is produced. It knows nothing of how logits are made.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels import Ops
+from kernels.sample.params import NO_TOKEN_LEFT, NOT_A_NUMBER, SampleParams
+from services.worker.engine.step import Row, RowResult, Start, Step, TokenLogprobs
+
+ERRORS = {
+    NOT_A_NUMBER: "the model's output for this request is not a number",
+    NO_TOKEN_LEFT: "logit_bias and min_tokens leave no token that could come next",
+}
+
+_NONE = np.zeros(0, dtype=np.int32)
+
+
+class Counts:
+    """How often each token id occurred: ids in order of first occurrence, in arrays that grow by doubling."""
+
+    def __init__(self, token_ids: Iterable[int]):
+        self._place: dict[int, int] = {}
+        self._ids = np.zeros(64, dtype=np.int32)
+        self._counts = np.zeros(64, dtype=np.int32)
+        for token_id in token_ids:
+            self.add(token_id)
+
+    @property
+    def ids(self) -> NDArray[np.int32]:
+        """The different ids; valid until the next change."""
+        return self._ids[: len(self._place)]
+
+    @property
+    def counts(self) -> NDArray[np.int32]:
+        """How often each of `ids` occurred."""
+        return self._counts[: len(self._place)]
+
+    def add(self, token_id: int) -> None:
+        """One more."""
+        place = self._place.setdefault(token_id, len(self._place))
+        if place == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+        self._ids[place] = token_id
+        self._counts[place] += 1
+
+    def remove(self, token_id: int) -> None:
+        """Undoes the last `add`."""
+        place = self._place[token_id]
+        self._counts[place] -= 1
+        if self._counts[place] == 0:
+            del self._place[token_id]
+
+
+class Sampled:
+    """One sequence. Counts are kept only where its params have a use for them."""
+
+    def __init__(self, start: Start, eos_token_ids: tuple[int, ...]):
+        params = start.params
+        self.params = params
+        self.choice = start.choice
+        self.prompt = start.prompt
+        self.num_output = len(start.output)
+        counted = params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
+        self.output = Counts(start.output) if counted else None
+        self.seen = Counts([*start.prompt, *start.output]) if params.repetition_penalty != 1.0 else None
+        ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(eos_token_ids))
+        self.end_ids = np.array(sorted(ends), dtype=np.int32)
+        self.bias_ids = np.array([token_id for token_id, _ in params.logit_bias], dtype=np.int32)
+        self.bias_values = np.array([bias for _, bias in params.logit_bias], dtype=np.float32)
+
+    def push(self, token_id: int) -> None:
+        """The output grew by this token."""
+        self.num_output += 1
+        for counts in (self.output, self.seen):
+            if counts is not None:
+                counts.add(token_id)
+
+    def pop(self, token_id: int) -> None:
+        """Undoes the last push."""
+        self.num_output -= 1
+        for counts in (self.output, self.seen):
+            if counts is not None:
+                counts.remove(token_id)
+
+    def draw(self) -> "Draw":
+        """What the next token depends on, as of now."""
+        banned = self.end_ids if self.num_output < self.params.min_tokens else _NONE
+        return Draw(
+            self,
+            self.num_output,
+            self.output.ids.copy() if self.output else _NONE,
+            self.output.counts.copy() if self.output else _NONE,
+            self.seen.ids.copy() if self.seen else _NONE,
+            banned,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One row of SampleParams."""
+
+    sequence: Sampled
+    position: int
+    output_ids: NDArray[np.int32]
+    output_counts: NDArray[np.int32]
+    seen_ids: NDArray[np.int32]
+    banned_ids: NDArray[np.int32]
+
+
+class Sampler:
+    """All sequences of one runner, by seq_id."""
+
+    def __init__(self, ops: Ops, eos_token_ids: tuple[int, ...]):
+        self._ops = ops
+        self._eos_token_ids = eos_token_ids
+        self._sequences: dict[int, Sampled] = {}
+
+    def update(self, step: Step) -> None:
+        """Forgets and learns what `step` says."""
+        for seq_id in step.ends:
+            self._sequences.pop(seq_id, None)
+        for start in step.starts:
+            self._sequences[start.seq_id] = Sampled(start, self._eos_token_ids)
+
+    def sample(self, rows: Sequence[Row], wanted: Sequence[int], logits: Tensor) -> list[RowResult]:
+        """Results of `rows`, where the next wanted[i] rows of logits [S, V] are row i's."""
+        ends = list(accumulate(wanted))
+        results = [RowResult() for _ in rows]
+        draws: list[Draw] = []
+        chosen: list[int] = []  # of the logits, one per draw
+        for row, end in zip(rows, ends, strict=True):
+            if row.sample:
+                draws += self._draws(row)
+                chosen += range(end - 1 - row.num_drafts, end)
+        if draws:
+            drawn = logits if len(chosen) == len(logits) else logits[torch.tensor(chosen, device=logits.device)]
+            ids = self._ops.sample(drawn, params_of(draws, str(logits.device))).tolist()
+            self._book(rows, results, ids, drawn)
+        for row, result, num, end in zip(rows, results, wanted, ends, strict=True):
+            if row.prompt_logprobs and result.error is None:
+                result.prompt_logprobs = self._of_prompt(row, logits[end - num : end])
+        return results
+
+    def _draws(self, row: Row) -> list[Draw]:
+        sequence = self._sequences[row.seq_id]
+        drafts = row.token_ids[len(row.token_ids) - row.num_drafts :]
+        draws = [sequence.draw()]
+        for draft in drafts:
+            sequence.push(draft)
+            draws.append(sequence.draw())
+        for draft in reversed(drafts):
+            sequence.pop(draft)
+        return draws
+
+    def _book(self, rows: Sequence[Row], results: list[RowResult], ids: Sequence[int], logits: Tensor) -> None:
+        """Accepts drafts, remembers tokens, and adds log-probabilities for those who ask."""
+        at = 0
+        asked: list[tuple[RowResult, int, int]] = []  # result, its first row of logits, alternatives
+        for row, result in zip(rows, results, strict=True):
+            if not row.sample:
+                continue
+            drafts = row.token_ids[len(row.token_ids) - row.num_drafts :]
+            got = ids[at : at + 1 + row.num_drafts]
+            num = 1
+            while num <= len(drafts) and got[num - 1] == drafts[num - 1]:
+                num += 1
+            tokens = [token_id for token_id in got[:num] if token_id >= 0]
+            if len(tokens) < num:
+                result.error = ERRORS[min(got[:num])]
+            else:
+                sequence = self._sequences[row.seq_id]
+                for token_id in tokens:
+                    sequence.push(token_id)
+                result.token_ids = tokens
+                if sequence.params.num_logprobs is not None:
+                    asked.append((result, at, sequence.params.num_logprobs))
+            at += 1 + row.num_drafts
+        for result, first, num_alternatives in asked:
+            result.logprobs = self._logprobs(logits[first : first + len(result.token_ids)], result.token_ids, num_alternatives)
+
+    def _of_prompt(self, row: Row, logits: Tensor) -> list[TokenLogprobs]:
+        sequence = self._sequences[row.seq_id]
+        targets = sequence.prompt[row.num_computed + 1 : row.num_computed + 1 + len(row.token_ids)]
+        return self._logprobs(logits[: len(targets)], targets, sequence.params.num_prompt_logprobs or 0)
+
+    def _logprobs(self, logits: Tensor, token_ids: Sequence[int], num_alternatives: int) -> list[TokenLogprobs]:
+        """Of each token under its row of raw logits, with the most likely ones after it."""
+        if not len(token_ids):
+            return []
+        targets = torch.tensor(list(token_ids), dtype=torch.int64, device=logits.device)
+        own, ids, values = self._ops.logprobs(logits.contiguous(), targets, num_alternatives)
+        columns = zip(token_ids, own.tolist(), ids.tolist(), values.tolist(), strict=True)
+        return [TokenLogprobs((token_id, *top), (value, *tops)) for token_id, value, top, tops in columns]
+
+
+def params_of(draws: Sequence[Draw], device: str) -> SampleParams:
+    """The arrays of `draws`, on the device."""
+    params = [draw.sequence.params for draw in draws]
+
+    def column(values: Iterable[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(list(values), dtype=dtype, device=device)
+
+    def joined(lists: Sequence[NDArray[np.generic]]) -> Tensor:
+        return torch.from_numpy(np.concatenate(lists)).to(device)
+
+    def starts(lists: Sequence[NDArray[np.generic]]) -> Tensor:
+        return column(accumulate(map(len, lists), initial=0), torch.int32)
+
+    output = [draw.output_ids for draw in draws]
+    seen = [draw.seen_ids for draw in draws]
+    bias = [draw.sequence.bias_ids for draw in draws]
+    banned = [draw.banned_ids for draw in draws]
+    return SampleParams(
+        temperature=column((each.temperature for each in params), torch.float32),
+        top_k=column((each.top_k for each in params), torch.int32),
+        top_p=column((each.top_p for each in params), torch.float32),
+        min_p=column((each.min_p for each in params), torch.float32),
+        presence_penalty=column((each.presence_penalty for each in params), torch.float32),
+        frequency_penalty=column((each.frequency_penalty for each in params), torch.float32),
+        repetition_penalty=column((each.repetition_penalty for each in params), torch.float32),
+        seed=column((each.seed or 0 for each in params), torch.int64),
+        position=column((draw.position for draw in draws), torch.int64),
+        choice=column((draw.sequence.choice for draw in draws), torch.int64),
+        output_start=starts(output),
+        output_ids=joined(output),
+        output_counts=joined([draw.output_counts for draw in draws]),
+        seen_start=starts(seen),
+        seen_ids=joined(seen),
+        bias_start=starts(bias),
+        bias_ids=joined(bias),
+        bias_values=joined([draw.sequence.bias_values for draw in draws]),
+        banned_start=starts(banned),
+        banned_ids=joined(banned),
+    )
