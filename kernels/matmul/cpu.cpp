@@ -4,6 +4,7 @@
 // six activation rows run over it with their sums in registers; between panels the sums rest, exactly, in y.
 // It knows nothing of Python: shapes are checked before it is called.
 #include "unpack.h"
+#include "unpack_avx2.h"
 
 namespace {
 
@@ -15,6 +16,27 @@ struct Job {
     float* y;
     int64_t t, k, n, row_bytes;
 };
+
+// Rows row0 to row0 + rows (at most 16), weights k0 to k0 + kc (at most 256), into a panel.
+template <int FMT>
+void unpack_panel(const uint8_t* data, int64_t stride, int64_t rows, int64_t k0, int64_t kc, float* panel) {
+#ifdef ROADTRAIN_AVX2
+    if constexpr (packed(FMT)) {
+        if (rows == PANEL_ROWS) {
+            const uint8_t* p = data + byte_offset(FMT, k0);
+            panel8<FMT>(p, stride, kc, panel);
+            panel8<FMT>(p + 8 * stride, stride, kc, panel + 8);
+            return;
+        }
+    }
+#endif
+    float line[PANEL_K];
+    if (rows < PANEL_ROWS) memset(panel, 0, sizeof(float) * PANEL_ROWS * (size_t)kc);
+    for (int64_t r = 0; r < rows; r++) {
+        unpack_row<FMT>(data + r * stride, k0, kc, line);
+        for (int64_t k = 0; k < kc; k++) panel[k * PANEL_ROWS + r] = line[k];
+    }
+}
 
 template <int ROWS>
 void tile(const float* x, int64_t ldx, const float* panel, int64_t kc, float* y, int64_t ldy, bool first) {
@@ -40,6 +62,12 @@ void tile(const float* x, int64_t ldx, const float* panel, int64_t kc, float* y,
 typedef void (*Tile)(const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
 constexpr Tile TILES[] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
 
+#ifdef ROADTRAIN_AVX2
+typedef void (*Few)(const uint8_t*, int64_t, const float*, int64_t, float*, int64_t);
+template <int FMT>
+constexpr Few FEW[] = {nullptr, few_rows<FMT, 1>, few_rows<FMT, 2>, few_rows<FMT, 3>, few_rows<FMT, 4>};
+#endif
+
 // Activation rows t0 to t1 times weight rows n0 to n0 + 16.
 template <int FMT>
 void product(const Job& job, int64_t t0, int64_t t1, int64_t n0, float* panel, float* edge) {
@@ -47,6 +75,13 @@ void product(const Job& job, int64_t t0, int64_t t1, int64_t n0, float* panel, f
     bool whole = rows == PANEL_ROWS;
     float* y = whole ? job.y + t0 * job.n + n0 : edge;
     int64_t ldy = whole ? job.n : PANEL_ROWS;
+#ifdef ROADTRAIN_AVX2
+    if constexpr (packed(FMT)) {
+        if (whole && t1 - t0 <= 4) {
+            return FEW<FMT>[t1 - t0](job.data + n0 * job.row_bytes, job.row_bytes, job.x + t0 * job.k, job.k, y, ldy);
+        }
+    }
+#endif
     for (int64_t k0 = 0; k0 < job.k; k0 += PANEL_K) {
         int64_t kc = job.k - k0 < PANEL_K ? job.k - k0 : PANEL_K;
         unpack_panel<FMT>(job.data + n0 * job.row_bytes, job.row_bytes, rows, k0, kc, panel);
