@@ -120,10 +120,12 @@ class Detokenizer:
         running = {number for number, stream in self._streams.items() if not stream.ended}
         for opening in request.open:
             try:
-                texts.setdefault(opening.stream, []).append(self._open(opening))
-                running.add(opening.stream)
+                text = self._open(opening)
             except InvalidRequest:
                 refused[opening.stream] = None
+            else:
+                texts[opening.stream] = [text]
+                running.add(opening.stream)
         token_ids, position = request.token_ids, 0
         for number, count in zip(request.stream, request.count, strict=True):
             if number in self._streams:

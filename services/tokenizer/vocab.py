@@ -12,7 +12,7 @@ import re
 import secrets
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ from shared.gguf import read_gguf
 class Vocabulary:
     """A model's tokens. `token_bytes` is indexed by id; `secret` gives the secret spelling of each special token."""
 
-    source: TextSource
-    token_bytes: tuple[bytes, ...]
-    special_ids: frozenset[int]
-    secret: Mapping[str, str]
+    source: TextSource = field(repr=False)
+    token_bytes: tuple[bytes, ...] = field(repr=False)
+    special_ids: frozenset[int] = field(repr=False)
+    secret: Mapping[str, str] = field(repr=False)
     digest: bytes
-    _tokenizer: Tokenizer
+    _tokenizer: Tokenizer = field(repr=False)
 
     @property
     def size(self) -> int:
