@@ -54,7 +54,7 @@ def accept(claim: Claim, keys: Sequence[bytes], limits: RunnerLimits, now_s: flo
     return Assignment(claim, Outbound.of(work, router=claim.router, attach=claim.attach), now_s)
 
 
-def _judge(payload: types_pb2.Payload, limits: RunnerLimits) -> tuple[array[int], SamplingParams]:
+def _judge(payload: types_pb2.Payload, limits: RunnerLimits) -> "tuple[array[int], SamplingParams]":
     """Prompt and parameters of a valid payload; raises InvalidRequest."""
     if payload.kind != types_pb2.KIND_GENERATE:
         raise InvalidRequest(f"This worker cannot do {types_pb2.Kind.Name(payload.kind)}.", param="kind", code="unsupported_kind")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from services.worker.outbound import Message, Outbound, accepted_ids
+from services.worker.outbound import Message, Outbound
 from shared.pb import delivery_pb2, delivery_pb2_grpc, types_pb2
 from shared.queue.types import Owner
 from shared.rpc import connect

@@ -34,7 +34,7 @@ class ChoiceLog:
     `settled`: the router knows its end (it accepted it, or found it itself), so nothing more is sent of it.
     """
 
-    log: array[int] = field(default_factory=lambda: array("I"))
+    log: "array[int]" = field(default_factory=lambda: array("I"))
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     logprob_base: int = 0
     finish: Finish | None = None
@@ -143,7 +143,7 @@ class Outbound:
         """The connection is gone, or another is meant: frames wait for the next Begin."""
         self.stream, self.begun = 0, False
 
-    def begin(self, accepted: Mapping[int, tuple[array[int], bool]]) -> bool:
+    def begin(self, accepted: "Mapping[int, tuple[array[int], bool]]") -> bool:
         """Takes Begin: by choice, the ids the router accepted and whether it accepted the end. Those ids win.
 
         True when the engine's run no longer fits and `restart` must be submitted; own log beyond the ids is re-sent.
@@ -247,12 +247,12 @@ class Outbound:
         return message
 
 
-def accepted_ids(begin: delivery_pb2.Begin) -> dict[int, tuple[array[int], bool]]:
+def accepted_ids(begin: delivery_pb2.Begin) -> "dict[int, tuple[array[int], bool]]":
     """What Begin says was accepted, by choice. Raises ValueError if its bytes are no token ids."""
     return {row.choice: (unpack(row.token_ids), row.finished) for row in begin.accepted}
 
 
-def unpack(packed: bytes) -> array[int]:
+def unpack(packed: bytes) -> "array[int]":
     """Ids that travel as little-endian uint32. Raises ValueError if the length is wrong."""
     ids = array("I")
     ids.frombytes(packed)

@@ -1,0 +1,269 @@
+"""A worker process: builds the runner, starts engine, consumer and admin port, and drains when told to end.
+
+torch is imported only to run a model. It knows how the parts fit together, and nothing of what they do.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from services.worker.consumer import Consumer
+from services.worker.engine.engine import Engine, EngineLimits
+from services.worker.engine.step import BLOCK_SIZE, Runner
+from services.worker.server import Admin
+from services.worker.sim import SimRunner, SimSpec
+from services.worker.watchdog import Watchdog
+from shared.config import Settings, WorkerConfig, cache_dir
+from shared.errors import StartupError, Unavailable
+from shared.pb import worker_pb2_grpc
+from shared.queue.client import Queue
+from shared.queue.connection import connect
+from shared.queue.payload import read_keys
+from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, WorkerFacts
+from shared.queue.types import Owner
+from shared.rpc import Server, serve
+
+EXIT_STUCK = 70
+SEEN_EVERY_S = 1.0
+SWITCH_INTERVAL_S = 0.0005
+REDIS_PATIENCE_S = 10.0
+PROGRESS_EVERY_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+def run(settings: Settings) -> None:
+    """Runs a worker until SIGTERM or SIGINT has drained it; exits 70 if the engine fails or is stuck."""
+    # The engine thread holds the interpreter in long stretches; the event loop must not wait 5 ms for its turn.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # A thread of its own: the compute threads that loading starts end with it.
+    with ThreadPoolExecutor(1) as loading:
+        runner = loading.submit(build_runner, settings).result()
+    if asyncio.run(_run(settings, runner)):
+        # The engine thread may never return, and must not hold up the exit.
+        logging.shutdown()
+        os._exit(EXIT_STUCK)
+
+
+def build_runner(settings: Settings) -> Runner:
+    """The runner that `settings` ask for. Raises StartupError."""
+    if settings.worker.runner == "sim":
+        return _sim_runner(settings.worker)
+    return _model_runner(settings)
+
+
+def _sim_runner(config: WorkerConfig) -> Runner:
+    spec = SimSpec(
+        num_blocks=config.sim_num_blocks,
+        max_model_len=config.max_model_len or min(8192, config.sim_num_blocks * BLOCK_SIZE),
+        vocab_size=config.sim_vocab_size,
+        step_ms=config.sim_step_ms,
+        row_ms=config.sim_step_ms_per_seq,
+        prefill_tokens_per_s=config.sim_prefill_tokens_per_s,
+    )
+    return SimRunner(spec)
+
+
+def _model_runner(settings: Settings) -> Runner:
+    from kernels import load
+    from services.worker.models import build
+    from services.worker.runtime.kv_cache import plan
+    from services.worker.runtime.runner import ModelRunner, shape_of
+
+    config, path = settings.worker, settings.model_path
+    if path is None:
+        raise StartupError("a worker needs the model's files: set model_path")
+    started_at = time.monotonic()
+    ops = load(config.device, cache_dir())
+    model = build(path, ops, _progress(str(path)), config.max_model_len)
+    logger.info(
+        f"weights loaded: {model.num_bytes / 2**20:.0f} MiB, {'+'.join(model.formats)}, in {time.monotonic() - started_at:.1f} s"
+    )
+    kv = plan(shape_of(model, config.kv_dtype), config.kv_memory, model.max_model_len)
+    logger.info(kv.arithmetic)
+    return ModelRunner(
+        model,
+        ops,
+        num_blocks=kv.num_blocks,
+        kv_dtype=config.kv_dtype,
+        compute=config.compute,
+        num_threads=config.num_threads,
+        device=config.device,
+    )
+
+
+def _progress(name: str) -> Callable[[int, int], None]:
+    """Logs how far loading is, at most once a second."""
+    started_at = told_at = time.monotonic()
+
+    def progress(num_read: int, num_bytes: int) -> None:
+        nonlocal told_at
+        now = time.monotonic()
+        if now - told_at >= PROGRESS_EVERY_S:
+            told_at = now
+            read = f"{num_read / 2**20:.0f} of {num_bytes / 2**20:.0f} MiB ({100 * num_read / max(1, num_bytes):.0f} %)"
+            logger.info(f"loading {name}: {read} in {now - started_at:.0f} s")
+
+    return progress
+
+
+class Worker:
+    """A worker that runs in this event loop. Made by `start`; end it with `close`."""
+
+    def __init__(self, settings: Settings, runner: Runner, queue: Queue, registry: Registry, keys: tuple[bytes, ...]):
+        config = settings.worker
+        self.owner = Owner(config.worker_id or socket.gethostname(), secrets.token_hex(8))
+        self.ended = asyncio.Event()
+        self.failed = False
+        self.limits = runner.limits
+        self._settings = settings
+        self._queue = queue
+        self._registry = registry
+        self._loop = asyncio.get_running_loop()
+        self.consumer = Consumer(queue, registry, self.owner, keys, runner.limits, on_fatal=self._fail)
+        self.engine = Engine(
+            runner,
+            EngineLimits(config.max_num_seqs, config.max_step_tokens),
+            on_step=self.consumer.on_step,
+            on_tick=self.consumer.on_tick,
+            on_fatal=self._engine_failed,
+        )
+        self._watchdog = Watchdog(self.engine, lambda: self.engine.stats().stall_limit_s, self._stuck)
+        self._server: Server
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Listens, announces itself and begins to claim. Raises StartupError."""
+        admin = Admin(self.owner, self._settings.names[0], self.limits, self.engine, self.consumer, self.begin_drain)
+        address = self._settings.worker.admin_address
+        registration = (worker_pb2_grpc.add_WorkerServicer_to_server, admin)
+        self._server = await serve(address, [registration], setting="--worker.admin-address")
+        self.engine.start()
+        self._watchdog.start()
+        self.consumer.start(self.engine)
+        with contextlib.suppress(Unavailable):
+            await self._announce()
+        self._tasks = [
+            asyncio.create_task(_every(ANNOUNCE_EVERY_S, self._announce)),
+            asyncio.create_task(_every(SEEN_EVERY_S, lambda: self._queue.seen(self.owner))),
+        ]
+        logger.info("worker is ready", extra={"owner": str(self.owner), "fingerprint": self.limits.fingerprint})
+
+    def begin_drain(self, grace_s: float) -> None:
+        """Claims nothing more, lets requests end for grace_s, hands back the rest; then `ended` is set."""
+        if not self.consumer.draining:
+            logger.info("draining", extra={"grace_s": grace_s, "num_requests": len(self.consumer.held)})
+            self._tasks.append(asyncio.create_task(self._drain(grace_s)))
+
+    async def close(self) -> None:
+        """Ends everything that was started."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._watchdog.stop()
+        if not self.failed:
+            await asyncio.to_thread(self.engine.stop)
+        await self.consumer.close()
+        with contextlib.suppress(Unavailable):
+            await self._registry.withdraw_worker(self.owner.worker_id)
+        await self._server.stop(0.5)
+
+    async def _drain(self, grace_s: float) -> None:
+        await self._server.set_ready(False)
+        await self.consumer.drain(grace_s)
+        self.ended.set()
+
+    async def _announce(self) -> None:
+        stats, limits = self.engine.stats(), self.limits
+        facts = {
+            "model": self._settings.names[0],
+            "fingerprint": limits.fingerprint,
+            "admin_address": self._server.address,
+            "max_model_len": limits.max_model_len,
+            "vocab_size": limits.vocab_size,
+            "num_blocks": limits.num_blocks,
+            "block_size": limits.block_size,
+            "num_free_blocks": stats.free_blocks,
+            "room": 0 if self.consumer.draining else stats.room,
+            "num_running": stats.running,
+            "num_waiting": stats.waiting,
+            "draining": self.consumer.draining,
+        }
+        await self._registry.announce_worker(WorkerFacts(self.owner.worker_id, self.owner.boot_id, facts))
+
+    def _engine_failed(self, error: Exception) -> None:
+        self._loop.call_soon_threadsafe(self._fail, error)
+
+    def _fail(self, error: BaseException) -> None:
+        logger.critical("the worker cannot go on", exc_info=error)
+        self.failed = True
+        self.ended.set()
+
+    def _stuck(self, stalled_s: float) -> None:
+        logger.critical("the engine is stuck; ending", extra={"stalled_s": round(stalled_s, 1)})
+        logging.shutdown()
+        os._exit(EXIT_STUCK)
+
+
+@contextlib.asynccontextmanager
+async def start(settings: Settings, runner: Runner) -> AsyncIterator[Worker]:
+    """A running worker, closed at the end. Raises StartupError; nothing stays behind then."""
+    if settings.redis_url is None or settings.secret_file is None:
+        raise StartupError("a worker needs --redis-url and --secret-file")
+    keys = read_keys(settings.secret_file)
+    redis = connect(settings.redis_url)
+    try:
+        queue = Queue(redis, model=settings.names[0])
+        await _load(queue, settings.redis_url)
+        worker = Worker(settings, runner, queue, Registry(redis), keys)
+        await worker.start()
+        try:
+            yield worker
+        finally:
+            await worker.close()
+    finally:
+        await redis.aclose()
+
+
+async def _load(queue: Queue, redis_url: str) -> None:
+    """Waits a little for Redis: services of one machine start together."""
+    end = time.monotonic() + REDIS_PATIENCE_S
+    while True:
+        try:
+            return await queue.load()
+        except Unavailable:
+            if time.monotonic() > end:
+                raise StartupError(f"no Redis answers at {redis_url}; start one, or set --redis-url") from None
+        await asyncio.sleep(0.2)
+
+
+async def _run(settings: Settings, runner: Runner) -> bool:
+    """Serves until told to end; whether the worker failed."""
+    async with start(settings, runner) as worker:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, worker.begin_drain, settings.worker.drain_grace_s)
+        await worker.ended.wait()
+        return worker.failed
+
+
+async def _every(period_s: float, do: Callable[[], object]) -> None:
+    """Does it now and again; while Redis cannot be asked, it is tried again at the next turn."""
+    while True:
+        await asyncio.sleep(period_s)
+        with contextlib.suppress(Unavailable):
+            await do()  # type: ignore[misc]
+
+
+if __name__ == "__main__":
+    from shared.config import load as load_settings
+
+    run(load_settings(sys.argv[1:]))
