@@ -6,6 +6,7 @@ It knows nothing of what the fields mean.
 """
 
 import asyncio
+import contextlib
 import json
 import math
 import re
@@ -18,6 +19,8 @@ from shared.errors import InvalidRequest, RequestTimeout, TooLarge, UnsupportedM
 
 MAX_DEPTH = 64
 BODY_TIMEOUT_S = 60.0
+DISCARD_BYTES = 16 * 2**20
+DISCARD_S = 2.0
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -39,12 +42,13 @@ def check_media_type(headers: Mapping[bytes, bytes]) -> None:
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
     """The whole body, counted while it arrives.
 
-    Raises TooLarge beyond max_bytes (before reading, if the length was announced), RequestTimeout if it takes longer
-    than BODY_TIMEOUT_S, ClientGone.
+    Raises TooLarge beyond max_bytes, RequestTimeout if it takes longer than BODY_TIMEOUT_S, ClientGone.
     """
     announced = headers.get(b"content-length", b"0")
-    if not announced.isdigit() or len(announced) > 18 or int(announced) > max_bytes:
-        raise _too_large(max_bytes)
+    num_announced = int(announced) if announced.isdigit() and len(announced) <= 18 else DISCARD_BYTES + 1
+    too_large = TooLarge(f"The body is larger than {max_bytes} bytes, the most this server accepts.")
+    if num_announced > DISCARD_BYTES or (num_announced > max_bytes and b"expect" in headers):
+        raise too_large
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -54,15 +58,27 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes:
                     raise ClientGone
                 body += message.get("body", b"")
                 if len(body) > max_bytes:
-                    raise _too_large(max_bytes)
+                    body.clear()
+                    await _discard(receive)
+                    raise too_large
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
         raise RequestTimeout(f"The body did not arrive within {BODY_TIMEOUT_S:.0f} seconds.") from None
 
 
-def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"The body is larger than {max_bytes} bytes, the most this server accepts.")
+async def _discard(receive: Receive) -> None:
+    """Reads on for a while: closing on data not yet read would reset the connection before the client saw the answer."""
+    num_left = DISCARD_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_S):
+            while num_left > 0:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                num_left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

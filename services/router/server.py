@@ -28,6 +28,7 @@ KEEP_ALIVE_S = 75
 BACKLOG = 2048
 READY_PERIOD_S = 0.5
 CUT_S = 1.0
+LINGER_S = 0.5
 
 _TOO_LARGE = b"headers too large"
 _REFUSAL = (
@@ -40,14 +41,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _num_header_bytes = 0
     _in_headers = True
+    _refused = False
 
     def data_received(self, data: bytes) -> None:
-        """Parses `data`; answers 431 and closes when headers go on for too long."""
+        """Parses `data`; answers 431 and soon closes when headers go on for too long."""
+        if self._refused:
+            return
         self._num_header_bytes += len(data)
         super().data_received(data)
         if self._in_headers and self._num_header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self._refused = True
             self.transport.write(_REFUSAL % len(_TOO_LARGE) + _TOO_LARGE)
-            self.transport.close()
+            # To close on data not yet read would reset the connection, and the client might never see the answer.
+            self.loop.call_later(LINGER_S, self.transport.close)
 
     def on_message_begin(self) -> None:
         """Headers begin."""
@@ -171,7 +177,8 @@ async def serve(settings: Settings, plane: Plane) -> Doors:
 
 def _bind(host: str, port: int, setting: str, *, share: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named: asyncio turns Nagle's delay off only for sockets that say they are TCP.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if share:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

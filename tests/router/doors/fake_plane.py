@@ -1,0 +1,133 @@
+"""A plane that generates without tokenizer, queue or worker, so that tests can drive every shape a door must give.
+
+What it does is asked for in the prompt: "slow" stays silent until cancelled, "refuse" is refused at the start,
+"break" fails after its first text, "break at once" before it, "crash" raises what is no RoadtrainError,
+"hold" gives its first text and waits. Everything else answers "Hello", " wörld" and "!".
+It knows nothing of what the doors make of it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from services.router.generate import ChoiceEnd, Event, GenerateRequest, TextDelta
+from services.router.needs import ServedModel
+from services.router.validate import check_model
+from shared.errors import InternalError, InvalidRequest, NotFound, Unavailable
+from shared.pb import types_pb2
+
+VOCABULARY = (b"Hello", b" w\xc3", b"\xb6rld", b"!", b"<eos>", b"The", b" prompt")
+NAMES = ("tiny", "org/alias", "default")
+MAX_LEN = 100
+TEXT = ("Hello", " wörld", "!")
+IDS = ([0], [1, 2], [3])
+
+
+class FakeVocabulary:
+    special = frozenset({4})
+
+    def bytes_of(self, token_id: int) -> bytes:
+        return VOCABULARY[token_id] if token_id < len(VOCABULARY) else b""
+
+
+def columns(ids: Sequence[int], num_top: int) -> types_pb2.Logprobs:
+    """Rows of the token itself and `num_top` others, falling from -0.5."""
+    columns = types_pb2.Logprobs(width=1 + num_top)
+    for token_id in ids:
+        columns.token_ids.extend([token_id, *range(num_top)])
+        columns.logprobs.extend([-0.5, *(-0.5 - at for at in range(num_top))])
+    return columns
+
+
+class FakeGeneration:
+    def __init__(self, request: GenerateRequest, number: int) -> None:
+        self.request = request
+        self.rid = f"00fake{number}"
+        self.model = NAMES[0]
+        self.created = 1_700_000_000
+        self.prompt_token_ids = list(request.prompt) if isinstance(request.prompt, list | tuple) else [5, 6]
+        self.num_prompt_tokens = len(self.prompt_token_ids)
+        self.cancelled: list[str] = []
+        self.over = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.counts = [0] * request.sampling.n
+        top = request.sampling.num_prompt_logprobs
+        self.prompt_logprobs = None if top is None else columns(self.prompt_token_ids[1:], top)
+
+    @property
+    def usage(self) -> types_pb2.Usage:
+        return types_pb2.Usage(num_prompt_tokens=self.num_prompt_tokens, num_cached_tokens=1, num_output_tokens=sum(self.counts))
+
+    def position(self) -> str:
+        return f"{self.rid}:{'.'.join(map(str, self.counts))}:00000000"
+
+    async def cancel(self, why: str) -> bool:
+        self.cancelled.append(why)
+        self.over.set()
+        return True
+
+    async def events(self) -> AsyncIterator[list[Event]]:
+        wish = str(self.request.prompt)
+        if "slow" in wish:
+            await self.over.wait()
+            raise InvalidRequest("The request was cancelled.", code="request_cancelled")
+        if "break at once" in wish:
+            raise InternalError("broken before the first text")
+        if self.request.echo:
+            yield [self.delta(choice, "The prompt", []) for choice in range(len(self.counts))]
+        for step, (text, ids) in enumerate(zip(TEXT, IDS, strict=True)):
+            yield [self.delta(choice, text, ids) for choice in range(len(self.counts))]
+            if step == 0:
+                await self.after_first(wish)
+        ends: list[Event] = []
+        for choice in range(len(self.counts)):
+            self.counts[choice] += 1
+            ends.append(ChoiceEnd(choice, "stop", self.counts[choice], None, 4, self.position()))
+        yield ends
+
+    async def after_first(self, wish: str) -> None:
+        if "break" in wish:
+            raise InternalError("broken on the way")
+        if "crash" in wish:
+            raise ZeroDivisionError("a secret")
+        if "hold" in wish:
+            await self.go_on.wait()
+
+    def delta(self, choice: int, text: str, ids: list[int]) -> TextDelta:
+        top = self.request.sampling.num_logprobs
+        self.counts[choice] += len(ids)
+        logprobs = None if top is None or not ids else columns(ids, top)
+        return TextDelta(choice, text, ids, self.counts[choice], logprobs, self.position())
+
+
+class FakePlane:
+    """Plane and generator in one; `generations` are all that were started."""
+
+    def __init__(self) -> None:
+        self.generations: list[FakeGeneration] = []
+        self.started = asyncio.Event()
+        self.generator = self
+        self.vocabulary = FakeVocabulary()
+        self.model = ServedModel(NAMES, 1_600_000_000, MAX_LEN, "fingerprint")
+        self.why_not_ready: str | None = None
+
+    def not_ready(self) -> str | None:
+        return self.why_not_ready
+
+    async def close(self) -> None:
+        pass
+
+    async def start(self, request: GenerateRequest) -> FakeGeneration:
+        check_model(request, NAMES)
+        request.sampling.validate(vocab_size=1000, names=request.names)
+        if "refuse" in str(request.prompt):
+            raise Unavailable("No room; try again.", retry_after_s=1.5)
+        generation = FakeGeneration(request, len(self.generations))
+        self.generations.append(generation)
+        self.started.set()
+        return generation
+
+    async def cancel(self, rid: str, tenant: str) -> bool:
+        for generation in self.generations:
+            if generation.rid == rid:
+                return await generation.cancel("client")
+        raise NotFound("No such request.", code="request_not_found")
