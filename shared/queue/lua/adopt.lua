@@ -15,7 +15,7 @@ if not is_active(r.state) then
     if payload == '' then return answer(r, 'gone') end
     r.band, r.cost, r.digest, r.warm_key = tonumber(band), tonumber(cost), digest, warm_key
     if deadline_ms ~= '0' then r.deadline = NOW + tonumber(deadline_ms) * 1000 end
-    r.tag = tonumber(redis.call('HGET', P .. 'load', 'V') or 0)
+    r.tag = tonumber(redis.call('HGET', P .. 'load', 'V') or FIRST_TAG)
     redis.call('HSET', P .. 'r:' .. rid, 'payload', payload)
     for _, name in ipairs({'band', 'cost', 'digest', 'warm_key', 'deadline', 'tag'}) do names[#names + 1] = name end
   end

@@ -52,7 +52,7 @@ end
 local function book(tag)
   local values = redis.call('HMGET', P .. 'load', 'V', 'drained', 'window')
   local drained, window = tonumber(values[2] or 0) + #claimed, tonumber(values[3] or 0)
-  redis.call('HSET', P .. 'load', 'V', text(math.max(tonumber(values[1] or 0), tag)))
+  redis.call('HSET', P .. 'load', 'V', text(math.max(tonumber(values[1] or FIRST_TAG), tag)))
   if NOW - window > RATE_WINDOW then
     if window > 0 then redis.call('HSET', P .. 'load', 'rate', string.format('%.6f', drained * 1e6 / (NOW - window))) end
     drained, window = 0, NOW

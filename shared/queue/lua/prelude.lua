@@ -6,7 +6,7 @@ local clock = redis.call('TIME')
 local NOW = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 local HEARD_S, WARM_S, IDLE_TENANT_S, IDLE_LOAD_S = 600, 60, 600, 3600
 local MAX_CRASHES, MAX_TOTAL_CRASHES = 3, 8
-local BAND = 2 ^ 48
+local BAND, FIRST_TAG = 2 ^ 48, 1
 
 local NUMBERS = {'epoch', 'attach', 'revivable', 'crashes', 'total_crashes', 'died_at', 'progress', 'counted', 'band', 'tag',
   'cost', 'deadline'}
@@ -131,12 +131,12 @@ local function lane_of(r)
   return num >= MAX_CRASHES and 'parked' or num == MAX_CRASHES - 1 and 'solo' or 'waiting'
 end
 
--- Queued, in front: its own tag is older than any that a later put gets.
+-- Queued, in front: no later put gets a tag below that of the last claim, which is at least this one's.
 local function requeue(r, names)
   r.owner = ''
   names[#names + 1] = 'owner'
   names[#names + 1] = 'suspects'
-  place(r, 'queued', lane_of(r), score(r), names)
+  place(r, 'queued', lane_of(r), score(r) - 1, names)
 end
 
 local function ring() redis.call('PUBLISH', P .. 'bell', '1') end

@@ -34,7 +34,7 @@ r.attach = attach ~= '0' and tonumber(attach) or fresh(0)
 r.crashes = math.min(tonumber(known_crashes), MAX_CRASHES - 1) -- what is put back may run once more, alone
 r.total_crashes = r.crashes
 if deadline_ms ~= '0' then r.deadline = NOW + tonumber(deadline_ms) * 1000 end
-r.tag = math.max(tonumber(waits[3] or 0), tonumber(owns[3] or 0)) -- start-time fair queueing
+r.tag = math.max(tonumber(waits[3] or FIRST_TAG), tonumber(owns[3] or 0)) -- start-time fair queueing
 local names = {'router', 'tenant', 'band', 'cost', 'digest', 'warm_key', 'attach', 'crashes', 'total_crashes', 'deadline', 'tag',
   'epoch', 'owner'}
 if known_owner ~= '' then
