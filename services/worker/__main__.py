@@ -82,7 +82,7 @@ def _model_runner(settings: Settings) -> Runner:
     if path is None:
         raise StartupError("a worker needs the model's files: set model_path")
     started_at = time.monotonic()
-    ops = load(config.device, cache_dir())
+    ops = load(config.device, cache_dir() / "kernels")
     model = build(path, ops, _progress(str(path)), config.max_model_len)
     logger.info(
         f"weights loaded: {model.num_bytes / 2**20:.0f} MiB, {'+'.join(model.formats)}, in {time.monotonic() - started_at:.1f} s"
