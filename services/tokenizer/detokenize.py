@@ -107,6 +107,7 @@ class Detokenizer:
         self._table = table
         self._special_ids = special_ids
         self._streams: dict[int, TextStream] = {}
+        self._told: set[int] = set()  # streams whose end by a stop string was answered
 
     def step(self, request: tokenizer_pb2.DecodeRequest) -> tokenizer_pb2.DecodeReply:
         """One reply, with one row per stream that opened, got tokens or was flushed; a faulty stream is named `refused`.
@@ -117,7 +118,6 @@ class Detokenizer:
             raise InvalidRequest("stream, count and token_ids do not fit together", param="token_ids")
         texts: dict[int, list[str]] = {}
         refused: dict[int, None] = {}
-        running = {number for number, stream in self._streams.items() if not stream.ended}
         for opening in request.open:
             try:
                 text = self._open(opening)
@@ -125,7 +125,6 @@ class Detokenizer:
                 refused[opening.stream] = None
             else:
                 texts[opening.stream] = [text]
-                running.add(opening.stream)
         token_ids, position = request.token_ids, 0
         for number, count in zip(request.stream, request.count, strict=True):
             if number in self._streams:
@@ -139,10 +138,11 @@ class Detokenizer:
                 texts.setdefault(number, []).append(self._streams[number].flush())
             else:
                 refused[number] = None
-        reply = self._reply(texts, running)
+        reply = self._reply(texts)
         reply.refused.extend(refused)
         for number in request.close:
             self._streams.pop(number, None)
+            self._told.discard(number)
         return reply
 
     def _open(self, opening: tokenizer_pb2.OpenDecode) -> str:
@@ -162,7 +162,7 @@ class Detokenizer:
         self._streams[opening.stream] = stream
         return text
 
-    def _reply(self, texts: dict[int, list[str]], running: set[int]) -> tokenizer_pb2.DecodeReply:
+    def _reply(self, texts: dict[int, list[str]]) -> tokenizer_pb2.DecodeReply:
         reply = tokenizer_pb2.DecodeReply(
             stream=texts,
             text=["".join(parts) for parts in texts.values()],
@@ -170,7 +170,8 @@ class Detokenizer:
         )
         for number in texts:
             ended = self._streams[number].ended
-            if ended and number in running:
+            if ended and number not in self._told:
+                self._told.add(number)
                 reply.stopped.add(stream=number, num_tokens=ended.num_tokens, stop_index=ended.stop_index)
         return reply
 

@@ -76,13 +76,16 @@ def read_gguf_source(gguf: Gguf) -> TextSource:
     tokens = gguf.strings("tokenizer.ggml.tokens")
     types = [float(NORMAL)] * len(tokens)
     if "tokenizer.ggml.token_type" in gguf.metadata:
-        types = gguf.numbers("tokenizer.ggml.token_type")
+        types = list(gguf.numbers("tokenizer.ggml.token_type"))
     if len(types) != len(tokens):
         raise StartupError(f"{gguf.path}: {len(tokens)} tokens, but {len(types)} token types")
-    rules = _BUILDERS[model](gguf, tokens, types)
     named = {name: _token_id(gguf, key, len(tokens)) for name, key in _NAMED.items()}
-    eos = [named["eos_token"], _token_id(gguf, "eot", len(tokens)), _token_id(gguf, "eom", len(tokens))]
-    eos += [index for index, token in enumerate(tokens) if types[index] == CONTROL and token in _END_OF_TURN]
+    ends = [named["eos_token"], _token_id(gguf, "eot", len(tokens)), _token_id(gguf, "eom", len(tokens))]
+    eos = [index for index in ends if index is not None]
+    eos += [index for index, token in enumerate(tokens) if types[index] != NORMAL and token in _END_OF_TURN]
+    for index in eos:  # Some files call them ordinary tokens, which users could then write.
+        types[index] = CONTROL
+    rules = _BUILDERS[model](gguf, tokens, types)
     prefix = "tokenizer.chat_template."
     templates = {key.removeprefix(prefix): gguf.string(key) for key in gguf.metadata if key.startswith(prefix)}
     if "tokenizer.chat_template" in gguf.metadata:
@@ -92,7 +95,7 @@ def read_gguf_source(gguf: Gguf) -> TextSource:
         rules=rules,
         templates=templates,
         template_tokens={name: tokens[index] for name, index in named.items() if index is not None},
-        eos_token_ids=tuple(dict.fromkeys(index for index in eos if index is not None)),
+        eos_token_ids=tuple(dict.fromkeys(eos)),
         context_len=gguf.integer(f"{gguf.string('general.architecture')}.context_length", 0),
     )
 

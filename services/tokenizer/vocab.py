@@ -2,7 +2,9 @@
 
 Every special token is given a secret spelling in the encoder (`respell`), drawn anew by each process. Text from outside
 cannot spell it, so what looks like `<|im_end|>` in it is encoded as the plain text it is; the chat renderer writes the
-secret spelling where the template, and not the user, wrote the special token. It knows nothing of templates or streams.
+secret spelling where the template, and not the user, wrote the special token. Guarded so are the tokens a file calls
+special, those that end a text, and every added token of the shape `<|...|>`, since files are careless about the flag;
+other added tokens (`<think>`) are vocabulary that anyone may write. It knows nothing of templates or streams.
 """
 
 import copy
@@ -25,10 +27,15 @@ from services.tokenizer.token_bytes import token_bytes
 from shared.errors import StartupError
 from shared.gguf import read_gguf
 
+_CONTROL_SHAPE = re.compile(r"<\|.*\|>", re.DOTALL)
+
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A model's tokens. `token_bytes` is indexed by id; `secret` gives the secret spelling of each special token."""
+    """A model's tokens. `token_bytes` is indexed by id; `secret` gives the secret spelling of each guarded token.
+
+    special_ids: the tokens that are left out of text shown to people.
+    """
 
     source: TextSource = field(repr=False)
     token_bytes: tuple[bytes, ...] = field(repr=False)
@@ -50,16 +57,25 @@ class Vocabulary:
 def load(path: Path) -> Vocabulary:
     """The vocabulary of a .gguf file or a Hugging Face directory. Raises StartupError naming file and fault."""
     source = _read_source(path)
+    try:
+        return _load(source)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise StartupError(f"{source.path}: the tokenizer's rules are broken: {type(error).__name__} {error}") from error
+
+
+def _load(source: TextSource) -> Vocabulary:
     rules = {**source.rules, "truncation": None, "padding": None}
-    specials = [token for token in rules.get("added_tokens") or () if token.get("special")]
+    added = rules.get("added_tokens") or ()
+    special_ids = {token["id"] for token in added if token.get("special") or token["id"] in source.eos_token_ids}
+    guarded = [token for token in added if token["id"] in special_ids or _CONTROL_SHAPE.fullmatch(token["content"])]
     nonce = secrets.token_hex(16)
-    secret = {token["content"]: f"\U0010fffd{nonce}{index:06x}\U0010fffd" for index, token in enumerate(specials)}
+    secret = {token["content"]: f"\U0010fffd{nonce}{index:06x}\U0010fffd" for index, token in enumerate(guarded)}
     tokenizer = _build(source.path, respell(rules, secret))
     spellings = {spelling: token for token, spelling in secret.items()}
     num_tokens = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     tokens = [tokenizer.id_to_token(index) for index in range(num_tokens)]
     tokens = [spellings.get(token, token) if token is not None else None for token in tokens]
-    for token in specials:
+    for token in guarded:
         if token["id"] >= num_tokens or tokens[token["id"]] != token["content"]:
             raise StartupError(f"{source.path}: broken vocabulary: {token['content']!r} does not have id {token['id']}")
     wrong = [index for index in source.eos_token_ids if index >= num_tokens]
@@ -68,7 +84,7 @@ def load(path: Path) -> Vocabulary:
     return Vocabulary(
         source=source,
         token_bytes=token_bytes(source.path, rules, tokens),
-        special_ids=frozenset(token["id"] for token in specials),
+        special_ids=frozenset(special_ids),
         secret=secret,
         digest=_digest(source),
         _tokenizer=tokenizer,
@@ -98,10 +114,10 @@ def _digest(source: TextSource) -> bytes:
 
 
 def respell(rules: Rules, spelling: Mapping[str, str]) -> Rules:
-    """`rules` in which special tokens are spelled as `spelling` says, and in no other way: merges that made one are gone."""
+    """`rules` in which the tokens of `spelling` are spelled so, and in no other way: merges that made one are gone."""
     renamed = dict(rules)
     renamed["added_tokens"] = [
-        {**token, "content": spelling[token["content"]], "normalized": False} if token.get("special") else token
+        {**token, "content": spelling[token["content"]], "normalized": False} if token["content"] in spelling else token
         for token in rules.get("added_tokens") or ()
     ]
     model: dict[str, Any] = copy.copy(rules.get("model") or {})

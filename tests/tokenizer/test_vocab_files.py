@@ -105,6 +105,20 @@ def test_facts_of_a_directory(tmp_path: Path) -> None:
     assert other.digest != vocabulary.digest
 
 
+def test_careless_files_do_not_let_users_end_a_turn(tmp_path: Path) -> None:
+    rules = json.loads(byte_level())
+    for token in rules["added_tokens"]:
+        token["special"] = False
+    vocabulary = vocab.load(write_hf(tmp_path / "m", json.dumps(rules)))
+    assert vocabulary.special_ids == {2, 4}  # They end a text.
+    assert not {2, 3, 4} & set(vocabulary.encode(MEAN, add_special_tokens=False))
+    assert vocabulary.size - 1 in vocabulary.encode("a<tool>b", add_special_tokens=False)
+    types = [4] * len(SPECIALS) + [1] * (vocabulary.size - len(SPECIALS))
+    gguf = vocab.load(write_vocab_gguf(tmp_path / "v.gguf", "byte_level", **{"tokenizer.ggml.token_type": types}))
+    assert gguf.special_ids == {2, 4}
+    assert not {2, 3, 4} & set(gguf.encode(MEAN, add_special_tokens=False))
+
+
 def test_truncation_in_the_file_never_cuts_a_prompt(tmp_path: Path) -> None:
     rules = json.loads(byte_level())
     rules["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
@@ -200,6 +214,12 @@ HF_FAULTS = {
     "not json": ("{", "not valid JSON"),
     "not an object": ("[]", "must hold a JSON object"),
     "empty object": ("{}", "rules are broken"),
+    "added token": ('{"added_tokens": [{}]}', "rules are broken: KeyError 'id'"),
+    "added tokens": ('{"added_tokens": [3]}', "rules are broken"),
+    "vocab": ('{"model": {"type": "Unigram", "vocab": [1]}}', "rules are broken"),
+    "merges": ('{"model": {"type": "BPE", "vocab": {}, "merges": [["a"]]}}', "rules are broken"),
+    "decoder": ('{"model": {"type": "BPE", "vocab": {}, "merges": []}, "decoder": {"type": "Replace"}}', "rules are broken"),
+    "no tokens": ('{"model": {"type": "BPE", "vocab": {}, "merges": []}, "decoder": {"type": "ByteLevel"}}', "rules are broken"),
     "unknown model": ('{"model": {"type": "Nonsense", "vocab": {}}}', "rules are broken"),
 }
 
@@ -236,7 +256,7 @@ GGUF_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "merge of nothing": ({"tokenizer.ggml.merges": ["Qq zZ"]}, "rules are broken"),
     "eos": ({"tokenizer.ggml.eos_token_id": 10**6}, "eos_token_id' is 1000000"),
     "no tokens": ({"tokenizer.ggml.tokens": 5}, "must be a list of strings"),
-    "twice": ({"tokenizer.ggml.tokens": ["a", "a"], "tokenizer.ggml.token_type": [1, 1]}, "'a' appears twice"),
+    "twice": ({"tokenizer.ggml.tokens": ["a", "b", "a"], "tokenizer.ggml.token_type": [1, 1, 1]}, "'a' appears twice"),
 }
 
 
