@@ -52,15 +52,17 @@ class BuildError(RuntimeError):
     """There is no compiler, or it refused the sources; the message says which and what to do."""
 
 
-def library(cache_dir: Path) -> Library:
-    """The kernels for this processor, compiled into cache_dir if they are not there yet. Raises BuildError.
+def library(cache_dir: Path, variant: str | None = None) -> Library:
+    """The kernels, compiled into cache_dir if they are not there yet, in the best variant this processor runs unless one
+    is named. Raises BuildError.
 
     Several processes may call this at once: each compiles in a directory of its own and renames the result.
     """
     compiler = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:
         raise BuildError(f"no C++ compiler ({', '.join(_COMPILERS)}) on PATH: install g++ or clang++")
-    variant = "avx2" if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else "portable"
+    if variant is None:
+        variant = "avx2" if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else "portable"
     flags = _FLAGS + _VARIANTS[variant]
     folder = Path(__file__).parent
     sources = sorted(folder.glob("*/cpu*.cpp"))

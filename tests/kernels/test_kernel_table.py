@@ -2,8 +2,7 @@
 
 import dataclasses
 import logging
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,10 @@ import torch
 
 import kernels
 from kernels import Ops, build
-from tests.kernels.weights import random_weights
+from kernels.matmul import reference as matmul_reference
+from kernels.sample import reference as sample_reference
+from tests.kernels.sample_params import plain as plain_params
+from tests.kernels.weights import PACKED, random_weights
 
 
 def test_every_op_has_a_row_and_can_be_overridden(ops: Ops, cache_dir: Path) -> None:
@@ -51,21 +53,18 @@ def test_a_compiler_that_fails_is_reported_and_leaves_nothing(tmp_path: Path, mo
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_two_processes_compile_at_once(tmp_path: Path) -> None:
+def test_two_at_once_each_compile_and_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = tmp_path / "bin" / "c++"
     compiler.parent.mkdir()
-    # Compiling nothing is enough here: an empty library is renamed into place by both.
+    # An empty library is enough to be renamed into place; that it cannot be loaded comes after.
     compiler.write_text('#!/bin/sh\nwhile [ $# -gt 1 ]; do [ "$1" = -o ] && out=$2; shift; done\n[ -z "$out" ] || : > "$out"\n')
     compiler.chmod(0o755)
-    code = (
-        "import os, sys, pathlib; os.environ['PATH'] = sys.argv[1]; from kernels import build\n"
-        "try: build.library(pathlib.Path(sys.argv[2]))\nexcept OSError as error: sys.exit(0 if 'too short' in str(error) else 1)"
-    )
-    command = [sys.executable, "-c", code, f"{compiler.parent}:/bin:/usr/bin", str(tmp_path / "cache")]
-    root = Path(kernels.__file__).parents[1]
-    both = [subprocess.Popen(command, cwd=root) for _ in range(2)]
-    assert [process.wait(60) for process in both] == [0, 0]
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    monkeypatch.setenv("PATH", f"{compiler.parent}:/bin:/usr/bin")
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(build.library, tmp_path / "cache") for _ in range(2)]
+        errors = [str(future.exception()) for future in both]
+    assert all("too short" in error for error in errors), errors
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".so"]
 
 
 def test_only_one_openmp_runtime_is_mapped(ops: Ops) -> None:
@@ -74,3 +73,22 @@ def test_only_one_openmp_runtime_is_mapped(ops: Ops) -> None:
     if not maps.exists():
         pytest.skip("no /proc")
     assert len({line.split()[-1] for line in maps.read_text().splitlines() if "gomp" in line}) == 1
+
+
+@pytest.mark.full
+def test_the_portable_variant_keeps_the_same_promises(cache_dir: Path) -> None:
+    """Same tokens and unpacked weights as the reference, rows that do not depend on their neighbours."""
+    portable = build.library(cache_dir, "portable")
+    matmul, dequantize = (kernels.TABLE[op].cpu(portable) for op in ("matmul", "dequantize"))
+    for fmt in PACKED:
+        data, x = random_weights(fmt, 19, 512), torch.randn(9, 512)
+        plain = matmul_reference.dequantize(data, fmt)
+        assert torch.equal(dequantize(data, fmt), plain)
+        whole = matmul(x, data, fmt, 19)
+        torch.testing.assert_close(whole, x @ plain.T, atol=1e-3, rtol=1e-4)
+        assert torch.equal(torch.cat([matmul(row, data, fmt, 19) for row in x.split(1)]), whole)
+    logits, params = torch.randn(40, 3001) * 3, plain_params(40, top_p=0.9, top_k=50, position=list(range(40)))
+    assert torch.equal(kernels.TABLE["sample"].cpu(portable)(logits, params), sample_reference.sample(logits, params))
+    k, cache = torch.randn(1, 1, 64) * 1e-5, torch.zeros(2, 1, 1, 64, 16).half()
+    kernels.TABLE["kv_write"].cpu(portable)(k, k, cache[0], cache[1].view(1, 1, 16, 64), torch.tensor([3]))
+    assert torch.equal(cache[0, 0, 0, :, 3], k[0, 0].half())
