@@ -3,6 +3,7 @@
 Settings: DESIGN section 8. An address is host:port or unix:/path. It knows nothing of what is said.
 """
 
+import inspect
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -159,10 +160,15 @@ def _guard_unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitab
     return guarded
 
 
-def _guard_stream(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+def _guard_stream(method: Callable[..., Any]) -> Callable[..., AsyncIterator[Any]]:
     async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async for response in method(request, context):
+            responses = method(request, context)
+            if inspect.isawaitable(responses):
+                # A method may also write to the context and return nothing, as the health service's Watch does.
+                await responses
+                return
+            async for response in responses:
                 yield response
         except Exception as exception:
             await _fail(context, exception)

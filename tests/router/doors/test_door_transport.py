@@ -156,7 +156,7 @@ async def test_a_large_body_is_not_taken_for_headers(client: httpx.AsyncClient) 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_client_that_leaves_ends_its_request(doors: Doors, plane: FakePlane, streamed: bool) -> None:
     plane.started.clear()
-    reader, writer = await asyncio.open_connection("127.0.0.1", doors.port)
+    _, writer = await asyncio.open_connection("127.0.0.1", doors.port)
     body = json.dumps(GOOD | {"messages": [{"role": "user", "content": "slow"}], "stream": streamed}).encode()
     writer.write(b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body)) + body)
     await asyncio.wait_for(plane.started.wait(), 5)
