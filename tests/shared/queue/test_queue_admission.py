@@ -61,7 +61,7 @@ async def test_a_tenant_that_floods_the_queue_shares_by_tokens_with_one_that_com
         await queue.put(request(tenant="flood"))
     await queue.put(request(tenant="late"))
     await queue.put(request(tenant="late"))
-    assert await tenants_in_order(queue, 4) .count("late") == 2
+    assert (await tenants_in_order(queue, 4)).count("late") == 2
 
 
 async def test_large_requests_count_for_more(queue: Queue) -> None:

@@ -181,7 +181,7 @@ async def test_an_unpatched_server_on_this_machine_is_only_warned_about(
 
 
 async def test_an_unpatched_server_elsewhere_is_refused() -> None:
-    with pytest.raises(StartupError, match="update it to 6.2.20"):
+    with pytest.raises(StartupError, match=r"update it to 6\.2\.20"):
         await check_server(fake_server({"host": "10.0.0.1"}, redis_version="6.2.14"))
     await check_server(fake_server({"host": "10.0.0.1"}, redis_version="8.2.2"))
     await check_server(fake_server({"host": "10.0.0.1"}, redis_version="7.2.4", valkey_version="8.1.4"))
