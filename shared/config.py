@@ -259,17 +259,6 @@ def _check_environment() -> None:
             raise StartupError(f"unknown environment variable {name}" + (f"; did you mean {close[0]}?" if close else ""))
 
 
-def read_secrets(path: Path) -> tuple[bytes, ...]:
-    """The queue's signing keys, newest first: the lines of `path`, one or two, each of at least 32 characters."""
-    try:
-        keys = tuple(line.strip() for line in path.read_bytes().splitlines() if line.strip())
-    except OSError as error:
-        raise StartupError(f"cannot read the secret file {path}: {error.strerror}") from None
-    if not 1 <= len(keys) <= 2 or min(map(len, keys)) < 32:
-        raise StartupError(f"the secret file {path} must hold one or two lines of at least 32 characters")
-    return keys
-
-
 def cache_dir() -> Path:
     """Where compiled kernels, repacked weights and the bundled model are kept; made if missing."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")

@@ -3,6 +3,7 @@
 It knows the command and its ports, and nothing of what runs behind them.
 """
 
+import contextlib
 import random
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.config import child_environment
 from shared.rpc import port_is_free
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +27,7 @@ class Stack:
     process: subprocess.Popen[bytes]
     port: int
     log: Path
+    folder: Path
 
     @property
     def url(self) -> str:
@@ -37,6 +40,20 @@ class Stack:
     @property
     def admin_url(self) -> str:
         return f"http://127.0.0.1:{self.port + 2}"
+
+    def sockets(self, role: str) -> list[Path]:
+        """The unix sockets of the services of one kind: "worker", "tokenizer", "deliver"."""
+        return sorted(self.folder.glob(f"roadtrain-*/{role}-*.sock"))
+
+    def children(self) -> dict[str, int]:
+        """Process id of each service by name."""
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().decode().split("\0")
+                if f"--config\0{self.folder}/" in "\0".join(words) and "--child" in words:
+                    found[Path(words[words.index("--config") + 1]).stem] = int(entry.name)
+        return found
 
     def stop(self, timeout_s: float = 30.0) -> int:
         """Ctrl-C; the exit code. Fails if it does not end in time."""
@@ -63,14 +80,21 @@ def roadtrain(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "services.launcher", *arguments]
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """For a `roadtrain` whose temporary files are to lie in `folder`."""
+    return {**child_environment(), "TMPDIR": str(folder)}
+
+
 def start(folder: Path, *flags: str, timeout_s: float = 60.0) -> Stack:
     """`roadtrain serve` with `flags`, ready to answer; its output goes to a file in `folder`."""
     port = free_ports()
     log = folder / f"serve-{port}.log"
     with log.open("wb") as out:
         command = roadtrain("serve", "--port", str(port), *flags)
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
-    stack = Stack(process, port, log)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=environment(folder)
+        )
+    stack = Stack(process, port, log, folder)
     deadline = time.monotonic() + timeout_s
     while not is_ready(stack):
         if process.poll() is not None or time.monotonic() > deadline:

@@ -39,6 +39,7 @@ def command(socket: Path) -> list[str]:
         "--maxmemory": "1gb",
         "--maxmemory-policy": "noeviction",
         "--loglevel": "warning",
+        "--logfile": str(socket.with_suffix(".log")),
         "--dir": str(socket.parent),
     }
     return ["/bin/sh", "-c", _UNTIL_PIPE_CLOSES, "redis", find_server(), *(part for pair in options.items() for part in pair)]

@@ -7,7 +7,6 @@ serve goes. It knows how services are wired, and nothing of what they do.
 import asyncio
 import json
 import logging
-import secrets
 import shutil
 import signal
 import sys
@@ -21,6 +20,7 @@ from services.launcher.summary import print_summary
 from services.launcher.supervise import Child, Supervisor
 from shared.config import RouterConfig, Settings
 from shared.errors import StartupError
+from shared.queue.payload import new_key
 from shared.rpc import port_is_free
 
 READY_POLL_S = 0.05
@@ -65,7 +65,7 @@ def _check_ports(router: RouterConfig) -> None:
 async def _start_all(settings: Settings, runtime_dir: Path, supervisor: Supervisor) -> Settings:
     if settings.secret_file is None:
         secret_file = runtime_dir / "secret"
-        secret_file.write_text(secrets.token_hex(32) + "\n")
+        secret_file.write_text(new_key() + "\n")
         secret_file.chmod(0o600)
         settings = settings.model_copy(update={"secret_file": secret_file})
     if settings.redis_url is None:

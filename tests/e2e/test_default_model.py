@@ -19,7 +19,7 @@ def client(stack: Stack) -> openai.OpenAI:
 
 
 def test_curl(smollm2: Stack) -> None:
-    body = json.dumps({"messages": MESSAGES, "temperature": 0, "max_tokens": 32})
+    body = json.dumps({"model": "default", "messages": MESSAGES, "temperature": 0, "max_tokens": 32})
     command = ["curl", "-sS", f"{smollm2.url}/v1/chat/completions", "-H", "Content-Type: application/json", "-d", body]
     answer = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
     assert "Paris" in answer["choices"][0]["message"]["content"]

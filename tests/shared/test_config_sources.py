@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import Settings, load, read_secrets
+from shared.config import Settings, load
 from shared.errors import StartupError
 
 
@@ -69,15 +69,3 @@ def test_settings_are_frozen() -> None:
     settings: Settings = load()
     with pytest.raises(ValueError, match="frozen"):
         settings.router.port = 1
-
-
-def test_secrets_must_be_long_and_few(tmp_path: Path) -> None:
-    file = tmp_path / "secret"
-    file.write_text("a" * 32 + "\n" + "b" * 40 + "\n")
-    assert read_secrets(file) == (b"a" * 32, b"b" * 40)
-    for bad in ("", "short\n", "\n".join(["c" * 32] * 3)):
-        file.write_text(bad)
-        with pytest.raises(StartupError, match="32 characters"):
-            read_secrets(file)
-    with pytest.raises(StartupError, match="cannot read"):
-        read_secrets(tmp_path / "missing")
