@@ -127,6 +127,8 @@ class Generator:
         record = (await self._queue.read([rid]))[rid]
         if record is None or record.tenant != tenant:
             raise nowhere
+        if record.state in ("done", "dead") or (record.state == "cancelled" and not record.revivable):
+            return False
         answer = await self._queue.cancel(rid, tenant=tenant, router_id=self._router_id, attach=0, why="client")
         return answer.verdict == "ok"
 

@@ -34,6 +34,7 @@ from shared.queue.connection import connect
 from shared.queue.payload import read_keys
 from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, RouterFacts
 from shared.queue.types import Limits
+from shared.tasks import end_tasks
 
 REFRESH_S = 1.0
 RECONCILE_S = 2.0
@@ -130,9 +131,7 @@ class Plane:
 
     async def close(self) -> None:
         """Ends what is left of open requests and every connection."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         await self.revoker.close()
         if self._loaded and self.contact.good:
             try:

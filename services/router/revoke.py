@@ -10,6 +10,7 @@ from services.router.sequencer import Binding, Fate
 from shared.errors import Unavailable
 from shared.queue.client import Queue
 from shared.queue.types import Owner
+from shared.tasks import end_tasks
 
 REDIAL_S = 0.3
 
@@ -33,10 +34,7 @@ class Revoker:
 
     async def close(self) -> None:
         """Revokes no more; leases run out by themselves."""
-        tasks = list(self._waiting)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(list(self._waiting))
 
     async def _revoke(self, bindings: list[Binding]) -> None:
         await asyncio.sleep(REDIAL_S)

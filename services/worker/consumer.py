@@ -23,6 +23,7 @@ from shared.queue.client import Queue
 from shared.queue.payload import BadPayload
 from shared.queue.registry import Registry
 from shared.queue.types import Answer, Claim, Held, Outcome, Owner, Renewal
+from shared.tasks import end_tasks
 
 GRACE_S = 30.0
 POLL_S = 0.25
@@ -96,9 +97,7 @@ class Consumer:
 
     async def close(self) -> None:
         """Ends tasks and connections; the engine must have stopped."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(list(self._tasks))
         await self._delivery.close()
 
     # Called on the engine thread.

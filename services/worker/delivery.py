@@ -17,6 +17,7 @@ from services.worker.outbound import Message, Outbound
 from shared.pb import delivery_pb2, delivery_pb2_grpc, types_pb2
 from shared.queue.types import Owner
 from shared.rpc import connect
+from shared.tasks import end_tasks
 
 PROTOCOL_VERSION = 1
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 2.0
@@ -128,8 +129,7 @@ class Link:
 
     async def close(self) -> None:
         """Ends the connection."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end_tasks([self._task])
 
     async def _keep(self) -> None:
         """Dials until nothing is carried. The first re-dial is at once: a router waits 300 ms before it revokes."""
@@ -177,11 +177,10 @@ class Link:
         try:
             await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (reading, writing):
-                task.cancel()
-            results = await asyncio.gather(reading, writing, return_exceptions=True)
+            await end_tasks((reading, writing))
             call.cancel()
-        for result in results:
+        for task in (reading, writing):
+            result = None if task.cancelled() else task.exception()
             if isinstance(result, Exception):
                 raise result
 

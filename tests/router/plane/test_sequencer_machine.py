@@ -169,7 +169,9 @@ class Machine(RuleBasedStateMachine):
         return author.epoch > bound.epoch or same
 
     @precondition(lambda self: any(self.streams[link] for link in self.links))
-    @rule(data=st.data(), choice=st.integers(0, CHOICES - 1), shift=st.integers(-3, 2), count=st.integers(0, 3), end=st.booleans())
+    @rule(
+        data=st.data(), choice=st.integers(0, CHOICES - 1), shift=st.integers(-3, 2), count=st.integers(0, 3), end=st.booleans()
+    )
     def say_frame(self, data: st.DataObject, choice: int, shift: int, count: int, end: bool) -> None:
         link = data.draw(st.sampled_from([link for link in self.links if self.streams[link]]))
         stream, author = data.draw(st.sampled_from(sorted(self.streams[link].items(), key=lambda item: item[0])))
