@@ -112,7 +112,6 @@ class Ledger:
 
     async def send_cancels(self) -> None:
         """Tells the queue of every cancel it has not answered. Raises Unavailable if it cannot be asked."""
-        self.cancel_wanted.clear()
         for rid, pending in list(self.cancels.items()):
             answer = await self._send_cancel(rid, pending)
             if self.cancels.get(rid) is pending:

@@ -44,30 +44,42 @@ class Contact:
             logger.warning("Redis does not answer", extra={"cause": error.message})
 
 
-async def every(
-    period_s: float,
-    work: Callable[[], Awaitable[None]],
-    contact: Contact,
-    *,
-    wake: asyncio.Event | None = None,
-    jitter: float = 0.0,
-) -> None:
+class Loop:
     """Does `work` now and every period_s, spread by ± jitter · period_s, and at once when `wake` is set."""
-    while True:
-        try:
-            await work()
-            contact.seen()
-        except Unavailable as error:
-            contact.lost(error)
-        except Exception:
-            logger.exception("a loop's work failed; it goes on")
-        pause_s = period_s * random.uniform(1 - jitter, 1 + jitter)
-        if wake is None:
-            await asyncio.sleep(pause_s)
-            continue
+
+    def __init__(
+        self, period_s: float, work: Callable[[], Awaitable[object]], contact: Contact, wake: asyncio.Event, jitter: float = 0.0
+    ):
+        self._period_s = period_s
+        self._work = work
+        self._contact = contact
+        self._wake = wake
+        self._jitter = jitter
+        self._stopping = False
+        self.task = asyncio.create_task(self._run(), name=getattr(work, "__name__", "loop"))
+
+    def stop(self) -> None:
+        """Ends after what it does now: a call to Redis that is cut off half-way leaves a connection behind."""
+        self._stopping = True
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            try:
+                await self._work()
+                self._contact.seen()
+            except Unavailable as error:
+                self._contact.lost(error)
+            except Exception:
+                logger.exception("a loop's work failed; it goes on")
+            await self._pause()
+
+    async def _pause(self) -> None:
+        pause_s = self._period_s * random.uniform(1 - self._jitter, 1 + self._jitter)
         try:
             async with asyncio.timeout(pause_s):
-                await wake.wait()
-            wake.clear()
+                await self._wake.wait()
         except TimeoutError:
-            pass
+            return
+        if not self._stopping:
+            self._wake.clear()

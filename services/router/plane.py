@@ -9,7 +9,6 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -19,7 +18,7 @@ from services.router.delivery import Delivery
 from services.router.generate import Generator
 from services.router.generation import Road
 from services.router.ledger import Ledger
-from services.router.loops import Contact, every
+from services.router.loops import Contact, Loop
 from services.router.needs import ServedModel
 from services.router.revoke import Revoker
 from services.router.sequencer import Sequencer
@@ -41,6 +40,7 @@ RECONCILE_S = 2.0
 REAP_S = 0.5
 CANCEL_RETRY_S = 0.5
 WATCH_S = 1.0
+CLOSE_S = 2.5
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class Plane:
         )
         self._loaded = False
         self._server: rpc.Server | None = None
+        self._loops: list[Loop] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -117,13 +118,15 @@ class Plane:
         except Unavailable as error:
             # It may come yet: until then the router says that it is not ready, and why.
             self.contact.lost(error)
-        loop_of = self._loop_of
+        contact, ledger = self.contact, self.ledger
+        self._loops = [
+            Loop(ANNOUNCE_EVERY_S, self._announce, contact, asyncio.Event()),
+            Loop(REFRESH_S, self.workers.refresh, contact, asyncio.Event()),
+            Loop(REAP_S, self._reap, contact, asyncio.Event(), jitter=0.5),
+            Loop(RECONCILE_S, ledger.reconcile, contact, contact.returned),
+            Loop(CANCEL_RETRY_S, ledger.send_cancels, contact, ledger.cancel_wanted),
+        ]
         self._tasks = [
-            loop_of(self._announce, ANNOUNCE_EVERY_S),
-            loop_of(self.workers.refresh, REFRESH_S),
-            loop_of(self._reap, REAP_S, jitter=0.5),
-            loop_of(self.ledger.reconcile, RECONCILE_S, wake=self.contact.returned),
-            loop_of(self.ledger.send_cancels, CANCEL_RETRY_S, wake=self.ledger.cancel_wanted),
             asyncio.create_task(self._watch_readers(), name="watch readers"),
             asyncio.create_task(self._load_vocabulary(), name="load vocabulary"),
             asyncio.create_task(self.decoder.run(), name="decode"),
@@ -131,7 +134,11 @@ class Plane:
 
     async def close(self) -> None:
         """Ends what is left of open requests and every connection."""
-        await end_tasks(self._tasks)
+        for loop in self._loops:
+            loop.stop()
+        if self._loops:
+            await asyncio.wait([loop.task for loop in self._loops], timeout=CLOSE_S)
+        await end_tasks([*self._tasks, *(loop.task for loop in self._loops)])
         await self.revoker.close()
         if self._loaded and self.contact.good:
             try:
@@ -142,12 +149,6 @@ class Plane:
             await self._server.stop(0)
         await self.tokenizers.close()
         await self._redis.aclose()
-
-    def _loop_of(
-        self, work: Callable[[], Awaitable[None]], period_s: float, *, wake: asyncio.Event | None = None, jitter: float = 0.0
-    ) -> asyncio.Task[None]:
-        running = every(period_s, work, self.contact, wake=wake, jitter=jitter)
-        return asyncio.create_task(running, name=getattr(work, "__name__", "loop"))
 
     async def _load(self) -> None:
         await self.queue.load()
