@@ -130,9 +130,11 @@ class Lines:
                 raise IntegrityError("a sequence is not where it thinks it is, or out of order")
         for each in everyone:
             num_slots = len(each.blocks) * self.pool.block_size
-            if not each.num_computed <= num_slots or not each.num_computed < len(each.tokens):
+            published = each.num_published * self.pool.block_size
+            if not published <= each.num_computed <= min(num_slots, published + self.pool.block_size - 1, len(each.tokens) - 1):
                 raise IntegrityError(
-                    f"sequence {each.seq_id}: {each.num_computed} computed, {len(each.tokens)} known, {num_slots} slots"
+                    f"sequence {each.seq_id}: {published} published, {each.num_computed} computed, "
+                    f"{len(each.tokens)} known, {num_slots} slots"
                 )
 
     def _find(self, sequence: Sequence) -> list[int]:

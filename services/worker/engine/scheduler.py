@@ -141,7 +141,9 @@ class Scheduler:
         spare = max(0, budget - len(running))
         while index < len(running) and budget:
             sequence = running[index]
-            count = min(len(sequence.tokens) - sequence.num_computed, 1 + spare, budget)
+            count = len(sequence.tokens) - sequence.num_computed
+            if count > 1:
+                count = min(count, 1 + spare, budget)
             end = sequence.num_computed + count
             if end > len(sequence.blocks) * size:
                 if not self.lines.fits(sequence):

@@ -88,12 +88,12 @@ def test_a_paused_sequence_keeps_its_blocks_until_others_need_them():
 
 
 def test_choices_share_the_prompts_full_blocks():
-    drive = Drive(SPEC, max_step_tokens=32)
+    drive = Drive(SPEC, max_step_tokens=48)
     drive.submit(A, range(70), _params(5, n=3))
     drive.run()
-    assert _shape(drive, 0) == [(0, 32)]
-    assert _shape(drive, 1) == [(0, 32)]
-    assert _shape(drive, 2) == [(0, 6), (1, 6), (2, 6)]
+    assert _shape(drive, 0) == [(0, 48)]
+    assert _shape(drive, 1) == [(0, 22)]
+    assert _shape(drive, 2) == [(0, 1), (1, 6), (2, 6)]
     tables = [row.block_table for row in drive.steps[2].rows]
     assert tables[0][:4] == tables[1][:4] == tables[2][:4]
     assert len({table[4] for table in tables}) == 3
