@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -224,12 +223,9 @@ def test_an_endless_template_holds_up_no_other_process(tmp_path: Path) -> None:
         thread = threading.Thread(target=run_endless)
         thread.start()
         running.wait()
-        start = time.monotonic()
-        for _ in range(5):
-            assert pool.render("fine", {}) == "fine"
-            if not thread.is_alive():
-                break
-        assert time.monotonic() - start < 5
+        # The endless one has a second of processor time; this needs a thousandth.
+        assert pool.render("fine", {}) == "fine"
+        assert thread.is_alive()
         thread.join()
 
 
