@@ -91,7 +91,7 @@ def _file_name(name: str, blocks: dict[str, str]) -> str:
 
 
 def _reader(data: mmap.mmap, tensor: GgufTensor, paired: dict[str, int]) -> Callable[[], Tensor]:
-    heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(tensor.name.split(".")[-2], "")
+    heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(tensor.name.rpartition(".")[0].rpartition(".")[2], "")
     if heads in paired:
         return partial(_halved, data, tensor, paired[heads])
     return partial(_touched, data, tensor)
