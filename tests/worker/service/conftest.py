@@ -54,23 +54,24 @@ class Plane:
         return router
 
     async def worker(self, worker_id: str = "w0", spec: SimSpec = SPEC, **config: Any) -> Worker:
-        settings = Settings(
-            model="test",
-            redis_url=self.url,
-            secret_file=self.folder / "secret",
-            worker=WorkerConfig(worker_id=worker_id, admin_address=f"unix:{self.folder}/{worker_id}.admin", runner="sim", **config),
-        )
+        address = f"unix:{self.folder}/{worker_id}.admin"
+        worker = WorkerConfig(worker_id=worker_id, admin_address=address, runner="sim", **config)
+        settings = Settings(model="test", redis_url=self.url, secret_file=self.folder / "secret", worker=worker)
         return await self.stack.enter_async_context(start(settings, SimRunner(spec)))
 
     async def put(
-        self, router: RouterDouble, params: SamplingParams, prompt: list[int], change: Callable[[types_pb2.Payload], None] | None = None,
-        keys: tuple[bytes, ...] = (KEY,), **flags: Any,
-    ) -> Owed:  # fmt: skip
+        self,
+        router: RouterDouble,
+        params: SamplingParams,
+        prompt: list[int],
+        change: Callable[[types_pb2.Payload], None] | None = None,
+        keys: tuple[bytes, ...] = (KEY,),
+        **flags: Any,
+    ) -> Owed:
         self.num_requests += 1
         rid = f"00{self.num_requests:032x}"
-        payload = types_pb2.Payload(
-            kind=types_pb2.KIND_GENERATE, prompt_token_ids=array("I", prompt).tobytes(), sampling=to_proto(params), cache_salt=b"t"
-        )
+        payload = types_pb2.Payload(kind=types_pb2.KIND_GENERATE, sampling=to_proto(params), cache_salt=b"t")
+        payload.prompt_token_ids = array("I", prompt).tobytes()
         if change is not None:
             change(payload)
         owed = router.owe(rid, params.n, **flags)

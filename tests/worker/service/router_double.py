@@ -101,7 +101,7 @@ class RouterDouble(delivery_pb2_grpc.DeliveryServicer):
                 return
         raise AssertionError(f"nobody has claimed {owed.rid}")
 
-    async def Deliver(  # noqa: N802
+    async def Deliver(
         self, messages: AsyncIterator[delivery_pb2.FromWorker], context: Any
     ) -> AsyncIterator[delivery_pb2.FromRouter]:
         connection = Connection()

@@ -3,19 +3,18 @@
 import asyncio
 
 from services.worker.sim import SimSpec
-from shared.pb import types_pb2
+from shared.pb import types_pb2, worker_pb2, worker_pb2_grpc
 from shared.rpc import connect as connect_rpc
-from shared.pb import worker_pb2, worker_pb2_grpc
 from tests.worker.service.conftest import SPEC, Plane, answer, params
-from tests.worker.service.router_double import until
+from tests.worker.service.router_double import Owed, until
 
 SLOW = SimSpec(num_blocks=512, max_model_len=2048, vocab_size=1000, step_ms=5.0)
 PROMPT = list(range(40))
 
 
-async def ended(plane: Plane, owed: object) -> str:
+async def ended(plane: Plane, owed: Owed) -> str:
     async with asyncio.timeout(10):
-        while (record := await plane.record(owed)).state in ("queued", "running"):  # type: ignore[arg-type]
+        while (record := await plane.record(owed)).state in ("queued", "running"):
             await asyncio.sleep(0.005)
     return record.state
 
@@ -57,7 +56,8 @@ async def test_a_broken_stream_is_dialled_again_and_replayed_without_recompute(p
         await router.break_streams()
     assert await ended(plane, owed) == "done"
     assert owed.choices[0] == answer(PROMPT, params(max_tokens=120))
-    assert len(owed.begins) == 3 and len(set(owed.epochs)) == 1
+    assert len(owed.begins) == 3
+    assert len(set(owed.epochs)) == 1
     assert worker.engine.stats().computed_tokens == len(PROMPT) + 119
 
 

@@ -10,19 +10,21 @@ from services.worker.engine.step import Step, StepResult
 from services.worker.sim import SimRunner, SimSpec
 from services.worker.watchdog import Watchdog
 from shared.pb import types_pb2
-from shared.queue.registry import RouterFacts
+from shared.queue.client import Queue
+from shared.queue.connection import connect
+from shared.queue.registry import Registry, RouterFacts
 from shared.queue.types import Owner
-from tests.redis_server import RedisServer, launch
+from tests.redis_server import launch
 from tests.worker.service.conftest import Plane, answer, params
-from tests.worker.service.router_double import RouterDouble, until
+from tests.worker.service.router_double import Owed, RouterDouble, until
 
 SLOW = SimSpec(num_blocks=512, max_model_len=2048, vocab_size=1000, step_ms=5.0)
 PROMPT = list(range(40))
 
 
-async def state(plane: Plane, owed: object, *states: str) -> str:
+async def state(plane: Plane, owed: Owed, *states: str) -> str:
     async with asyncio.timeout(10):
-        while (record := await plane.record(owed)).state not in states:  # type: ignore[arg-type]
+        while (record := await plane.record(owed)).state not in states:
             await asyncio.sleep(0.005)
     return f"{record.state} {record.reason}"
 
@@ -149,14 +151,10 @@ async def test_drain_hands_back_what_does_not_end_in_time(plane: Plane) -> None:
     assert second.engine.stats().computed_tokens < len(PROMPT) + 600 + 20
 
 
-async def test_redis_away_stops_no_stream(plane: Plane, server: RedisServer) -> None:
+async def test_redis_away_stops_no_stream(plane: Plane) -> None:
     own = launch(plane.folder / "own.sock")
     try:
         other = dataclasses.replace(plane, url=own.url)
-        from shared.queue.client import Queue
-        from shared.queue.connection import connect
-        from shared.queue.registry import Registry
-
         redis = connect(own.url)
         other.queue, other.registry = Queue(redis, model="test"), Registry(redis)
         await other.queue.load()

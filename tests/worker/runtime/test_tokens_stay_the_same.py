@@ -1,0 +1,144 @@
+"""A request's tokens depend on the request alone: solo, among strangers, in any chunks, cached, preempted, resumed, drafted.
+
+All of it on tiny models; on SmolLM2 the parts that cost little, and the rest in `make full`.
+"""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernels import Ops
+from services.launcher.pull import find_or_fetch
+from services.worker.models import Model, build
+from shared.sampling import SamplingParams
+from tests.worker.models import tiny
+from tests.worker.runtime.engine_run import GREEDY, SEEDED, EngineRun
+
+
+def prompt_of(seed: int, length: int, vocab_size: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(3, vocab_size) for _ in range(length)]
+
+
+def smollm2(ops: Ops) -> Model:
+    return build(Path(find_or_fetch("smollm2")), ops, max_model_len=512)
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma2", pytest.param("smollm2", marks=pytest.mark.full)])
+def model(request: pytest.FixtureRequest, ops: Ops, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    if request.param == "smollm2":
+        return smollm2(ops)
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny.save(tiny.random_model(request.param), folder)
+    return build(folder, ops)
+
+
+@pytest.fixture(scope="module")
+def prompt(model: Model) -> list[int]:
+    return prompt_of(1, 53, model.spec.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def solo(model: Model, ops: Ops, prompt: list[int]) -> dict[str, list[int]]:
+    """The truth: each request alone on a fresh engine."""
+    return {name: alone(model, ops, prompt, params) for name, params in (("greedy", GREEDY), ("seeded", SEEDED))}
+
+
+def alone(
+    model: Model, ops: Ops, prompt: list[int], params: SamplingParams, outputs: list[int] | None = None, **options: Any
+) -> list[int]:
+    with EngineRun(model, ops, **options) as engine:
+        engine.run([("it", prompt, params)], {0: outputs} if outputs else None)
+        return engine.tokens["it", 0]
+
+
+def test_the_two_requests_differ(solo: dict[str, list[int]]) -> None:
+    assert len(solo["greedy"]) == 16
+    assert 12 < len(solo["seeded"]) <= 16
+    assert solo["greedy"] != solo["seeded"]
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 512])
+def test_in_chunks(model: Model, ops: Ops, prompt: list[int], solo: dict[str, list[int]], chunk: int) -> None:
+    for name, params in (("greedy", GREEDY), ("seeded", SEEDED)):
+        if chunk == 1 and model.spec.vocab_size > 1000 and name == "greedy":
+            continue
+        assert alone(model, ops, prompt, params, max_step_tokens=chunk) == solo[name]
+
+
+def test_among_32_strangers(model: Model, ops: Ops, prompt: list[int], solo: dict[str, list[int]]) -> None:
+    rng = random.Random(2)
+    strangers = []
+    for number in range(32):
+        params = replace(rng.choice((GREEDY, SEEDED)), seed=number, max_tokens=8, min_tokens=0)
+        strangers.append((f"s{number}", prompt_of(100 + number, rng.randrange(1, 24), model.spec.vocab_size), params))
+    with EngineRun(model, ops, max_step_tokens=96) as engine:
+        engine.run([*strangers[:16], ("greedy", prompt, GREEDY), ("seeded", prompt, SEEDED), *strangers[16:]])
+        assert {name: engine.tokens[name, 0] for name in solo} == solo
+
+
+def test_with_a_warm_prefix_cache(model: Model, ops: Ops, prompt: list[int], solo: dict[str, list[int]]) -> None:
+    with EngineRun(model, ops) as engine:
+        engine.run([("greedy", prompt, GREEDY)])
+        assert engine.finishes["greedy", 0].num_cached_tokens == 0
+        engine.run([("greedy", prompt, GREEDY), ("seeded", prompt, SEEDED)])
+        assert {name: engine.tokens[name, 0] for name in solo} == solo
+        assert engine.finishes["seeded", 0].num_cached_tokens == 48
+
+
+def test_after_preemption(model: Model, ops: Ops, prompt: list[int], solo: dict[str, list[int]]) -> None:
+    """Two sequences that need 6 blocks each in the end, and 10 there are: the younger is preempted, and computed again."""
+    greedy, seeded = replace(GREEDY, max_tokens=40), replace(SEEDED, max_tokens=40, min_tokens=40)
+    other = prompt_of(3, 53, model.spec.vocab_size)
+    for victim in (greedy, seeded):
+        expected = alone(model, ops, prompt, victim)
+        with EngineRun(model, ops, num_blocks=10) as engine:
+            engine.run([("other", other, greedy), ("victim", prompt, victim)])
+            assert engine.stats().preemptions > 0
+            assert engine.tokens["victim", 0] == expected
+
+
+@pytest.mark.parametrize("at", [1, 11])
+def test_resumed_elsewhere(model: Model, ops: Ops, prompt: list[int], solo: dict[str, list[int]], at: int) -> None:
+    assert alone(model, ops, prompt, SEEDED, solo["seeded"][:at]) == solo["seeded"]
+    assert alone(model, ops, prompt, GREEDY, solo["greedy"][:at]) == solo["greedy"]
+
+
+def test_with_drafts_right_and_wrong(model: Model, ops: Ops, prompt: list[int], solo: dict[str, list[int]]) -> None:
+    for name, params in (("greedy", GREEDY), ("seeded", SEEDED)):
+
+        def guess(tokens: list[int], most: int, truth: list[int] = solo[name]) -> list[int]:
+            done = len(tokens) - len(prompt)
+            right = truth[done : done + 3]
+            return (right if done % 2 else [*right[:1], 3])[:most]
+
+        with EngineRun(model, ops, drafter=guess) as engine:
+            engine.run([("it", prompt, params)])
+            assert engine.tokens["it", 0] == solo[name]
+            assert engine.stats().steps < 15
+
+
+def test_choices_share_the_prompt_and_differ(model: Model, ops: Ops, prompt: list[int], solo: dict[str, list[int]]) -> None:
+    with EngineRun(model, ops) as engine:
+        engine.run([("it", prompt, replace(SEEDED, n=3))])
+        assert engine.tokens["it", 0] == solo["seeded"]
+        assert len({tuple(engine.tokens["it", choice]) for choice in range(3)}) == 3
+
+
+def test_smollm2_solo_in_a_batch_in_chunks_and_cached(ops: Ops) -> None:
+    model = smollm2(ops)
+    prompt = prompt_of(1, 35, model.spec.vocab_size)
+    requests = {"greedy": replace(GREEDY, max_tokens=6), "seeded": replace(SEEDED, max_tokens=6, min_tokens=5)}
+    solo = {name: alone(model, ops, prompt, params) for name, params in requests.items()}
+    short = replace(GREEDY, max_tokens=3)
+    strangers = [(f"s{number}", prompt_of(number, 3, model.spec.vocab_size), short) for number in range(6)]
+    with EngineRun(model, ops, max_step_tokens=16) as engine:
+        engine.run([*strangers, *((name, prompt, params) for name, params in requests.items())])
+        assert {name: engine.tokens[name, 0] for name in solo} == solo
+        engine.run([(name, prompt, params) for name, params in requests.items()])
+        assert {name: engine.tokens[name, 0] for name in solo} == solo
+        assert engine.finishes["greedy", 0].num_cached_tokens == 32
+    assert alone(model, ops, prompt, requests["seeded"], solo["seeded"][:3]) == solo["seeded"]
