@@ -5,6 +5,7 @@ which knows the model. Errors name a field as the client called it. It knows not
 """
 
 import json
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -153,7 +154,7 @@ def unpack(packed: bytes) -> list[int]:
         raise InvalidRequest(
             "Invalid 'token_ids': must be one or more little-endian uint32.", param="token_ids", code="invalid_value"
         )
-    return [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), 4)]
+    return list(struct.unpack(f"<{len(packed) // 4}I", packed))
 
 
 def check_request(request: GenerateRequest) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from services.router.accept import Caller
 from services.router.errors_http import Headers, error_body, error_headers
@@ -141,8 +141,7 @@ class Exchange:
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Further bytes of an event stream; waits while the client reads too slowly."""
-        message: Message = {"type": "http.response.body", "body": data, "more_body": not last}
-        await self._send(message)
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def _send_head(self, status: int, headers: Headers) -> None:
         head = [*headers, (b"x-request-id", self.request_id), *self.extra_headers]

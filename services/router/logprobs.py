@@ -54,6 +54,13 @@ def prompt_entries(vocabulary: Vocabulary, logprobs: types_pb2.Logprobs) -> list
     return entries
 
 
+def joined(pieces: Sequence[dict[str, list[Any]]]) -> dict[str, list[Any]] | None:
+    """Pieces of one choice as one; None if there are none."""
+    if not pieces:
+        return None
+    return {name: [entry for piece in pieces for entry in piece[name]] for name in pieces[0]}
+
+
 class CompletionLogprobs:
     """choices[].logprobs of one choice of a completion, piece by piece; offsets count characters from its beginning."""
 

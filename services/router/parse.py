@@ -85,7 +85,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object that `body` is. Raises InvalidRequest, code "invalid_json"."""
     try:
         text = body.decode("utf-8")
-        value = _DECODER.decode(text)
+        value = (_CAREFUL_DECODER if _MAY_OVERFLOW.search(text) else _DECODER).decode(text)
     except UnicodeDecodeError:
         _refuse("it is not valid UTF-8")
     except json.JSONDecodeError as error:
@@ -145,4 +145,7 @@ def _refuse(why: str) -> NoReturn:
     raise InvalidRequest(f"The body is not valid JSON: {why}.", code="invalid_json")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_float=_finite, parse_constant=_constant)
+# Looking at every number in Python is slow, so only texts that could hold one beyond 1e308 get that.
+_MAY_OVERFLOW = re.compile(r"[eE]\+?\d{3}|\d{300}")
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
+_CAREFUL_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_float=_finite, parse_constant=_constant)

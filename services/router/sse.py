@@ -145,18 +145,19 @@ class EventStream:
         self.begun = False
         self.every_s = every_s
         self._exchange = exchange
-        self._lock = asyncio.Lock()
+        self._beginning = asyncio.Lock()
+        self._ended = False
         self._num_writes = 0
         self._num_seen = 0
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Sends `data`; waits while the client reads too slowly."""
-        async with self._lock:
-            if not self.begun:
-                await self._exchange.begin_events()
-                self.begun = True
-            self._num_writes += 1
-            await self._exchange.write(data, last=last)
+        if not self.begun:
+            async with self._beginning:
+                await self._begin()
+        self._num_writes += 1
+        self._ended = last
+        await self._exchange.write(data, last=last)
 
     async def fail(self, error: RoadtrainError) -> None:
         """Ends the stream with an error event; nothing follows it."""
@@ -164,6 +165,11 @@ class EventStream:
 
     async def tick(self) -> None:
         """A comment, if nothing was sent since the last tick."""
-        if self._num_writes == self._num_seen and not self._lock.locked():
+        if self._num_writes == self._num_seen and not self._ended:
             await self.write(KEEP_ALIVE)
         self._num_seen = self._num_writes
+
+    async def _begin(self) -> None:
+        if not self.begun:
+            await self._exchange.begin_events()
+            self.begun = True

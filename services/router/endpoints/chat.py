@@ -22,9 +22,12 @@ async def chat(exchange: Exchange, front: Front) -> None:
     logprobs = _delta_logprobs(front.plane.vocabulary) if body.logprobs else None
     if not body.stream:
         generations, choices = await collect(exchange, front, [request], lambda _: logprobs)
-        fingerprint = front.plane.model.fingerprint
-        answer = describe(CHAT, generations[0], fingerprint)
-        await exchange.answer_object(_whole(answer, generations[0], choices, front.plane.vocabulary))
+        answer = describe(CHAT, generations[0], front.plane.model.fingerprint)
+        whole = _whole(answer, generations[0], choices)
+        prompt_logprobs = generations[0].prompt_logprobs
+        if prompt_logprobs is not None:
+            whole["prompt_logprobs"] = prompt_entries(front.plane.vocabulary, prompt_logprobs)
+        await exchange.answer_object(whole)
         return
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
 
@@ -43,8 +46,8 @@ def _delta_logprobs(vocabulary: Vocabulary) -> DeltaLogprobs:
     return content
 
 
-def _whole(answer: Answer, generation: Generation, choices: list[Choice], vocabulary: Vocabulary) -> dict[str, Any]:
-    whole = answer.head("chat.completion") | {
+def _whole(answer: Answer, generation: Generation, choices: list[Choice]) -> dict[str, Any]:
+    return answer.head("chat.completion") | {
         "choices": [
             {
                 "index": choice.index,
@@ -56,9 +59,6 @@ def _whole(answer: Answer, generation: Generation, choices: list[Choice], vocabu
         ],
         "usage": usage_object([generation]),
     }
-    if generation.prompt_logprobs is not None:
-        whole["prompt_logprobs"] = prompt_entries(vocabulary, generation.prompt_logprobs)
-    return whole
 
 
 def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from services.router.answers import Choice, DeltaLogprobs, collect, describe, st
 from services.router.exchange import Exchange
 from services.router.front import Front
 from services.router.generate import GenerateRequest, Generation, TextDelta
-from services.router.logprobs import CompletionLogprobs, prompt_entries
+from services.router.logprobs import CompletionLogprobs, joined, prompt_entries
 from services.router.needs import Vocabulary
 from services.router.schema import CompletionBody, read
 from services.router.sse import COMPLETION, Answer, ChunkWriter
@@ -22,11 +22,10 @@ async def completions(exchange: Exchange, front: Front) -> None:
     body, unknown = read(await exchange.read_object(front.config.max_body_bytes), CompletionBody)
     exchange.note_ignored(unknown, strict=front.config.strict)
     requests = completion_requests(body, exchange.caller())
-    vocabulary = front.plane.vocabulary
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
 
     def make_logprobs(generation: Generation) -> DeltaLogprobs | None:
-        return None if body.logprobs is None else _delta_logprobs(vocabulary, requests[0], generation)
+        return None if body.logprobs is None else _delta_logprobs(front.plane.vocabulary, requests[0], generation)
 
     def make_writer(answer: Answer, index: int, generation: Generation) -> ChunkWriter:
         return ChunkWriter(
@@ -48,33 +47,34 @@ async def completions(exchange: Exchange, front: Front) -> None:
         "usage": usage_object(generations),
     }
     if body.prompt_logprobs is not None:
-        _add_prompt_logprobs(whole["choices"], generations, vocabulary)
+        _add_prompt_logprobs(whole["choices"], generations, front.plane.vocabulary)
     await exchange.answer_object(whole)
 
 
 def _delta_logprobs(vocabulary: Vocabulary, request: GenerateRequest, generation: Generation) -> DeltaLogprobs:
-    """What stands under "logprobs" for a delta. With echo a choice's first delta is the prompt."""
+    """What stands under "logprobs" for a delta. With echo a choice's first delta begins with the prompt."""
     choices: dict[int, CompletionLogprobs] = {}
 
     def piece(event: TextDelta) -> dict[str, list[Any]] | None:
         choice = choices.get(event.choice)
+        parts = []
         if choice is None:
-            choices[event.choice] = choice = CompletionLogprobs(vocabulary, skip_special=request.sampling.skip_special_tokens)
+            choice = CompletionLogprobs(vocabulary, skip_special=request.sampling.skip_special_tokens)
+            choices[event.choice] = choice
             if request.echo:
-                return choice.prompt(generation.prompt_token_ids, generation.prompt_logprobs)
-        return None if event.logprobs is None else choice.output(event.logprobs)
+                parts.append(choice.prompt(generation.prompt_token_ids, generation.prompt_logprobs))
+        if event.logprobs is not None:
+            parts.append(choice.output(event.logprobs))
+        return joined(parts)
 
     return piece
 
 
 def _choice(choice: Choice) -> dict[str, Any]:
-    logprobs: dict[str, list[Any]] | None = None
-    if choice.logprobs:
-        logprobs = {name: [entry for piece in choice.logprobs for entry in piece[name]] for name in choice.logprobs[0]}
     return {
         "index": choice.index,
         "text": "".join(choice.text),
-        "logprobs": logprobs,
+        "logprobs": joined(choice.logprobs),
         "finish_reason": choice.finish_reason,
     }
 
