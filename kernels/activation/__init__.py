@@ -1,0 +1,1 @@
+"""Gated activations. This room knows nothing of the products around them."""

@@ -1,0 +1,1 @@
+"""Paged attention. This room knows nothing of who shares a block."""

@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t BLOCK = 16;
 constexpr int64_t TILE = 30;  // queries (tokens times heads of a group) that share one reading of a block
 constexpr int STRIP = 6;      // queries whose scores stay in registers together
+constexpr int64_t ALONE = 100000;  // products of scores that one thread does sooner than it can wake another
 
 struct Job {
     const float* q;
@@ -179,7 +180,9 @@ EXPORT void rt_attention(const float* q, int64_t q_stride, const void* k_cache, 
             scale, softcap, window};
     std::vector<Task> tasks = plan(job, rows);
     int64_t group = heads / kv_heads, queries = group < TILE ? TILE : group;
-#pragma omp parallel num_threads(num_threads) if (tasks.size() > 1)
+    int64_t work = 0;
+    for (const Task& task : tasks) work += task.count * group * d * seq_lens[task.row];
+#pragma omp parallel num_threads(num_threads) if (work > ALONE)
     {
         Scratch scratch(queries, d);
 #pragma omp for schedule(dynamic, 1)

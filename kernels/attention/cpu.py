@@ -29,6 +29,8 @@ def attention(library: Library) -> Callable[..., Tensor]:
         heads, size = q.shape[1:]
         if q.stride()[1:] != (size, 1):
             raise ValueError("attention needs the heads of a token side by side")
+        if not block_tables.dtype == query_start.dtype == seq_lens.dtype == torch.int32:
+            raise ValueError("attention needs int32 block_tables, query_start and seq_lens")
         out = torch.empty(q.shape)
         rows = (block_tables.data_ptr(), block_tables.stride(0), query_start.data_ptr(), seq_lens.data_ptr())
         shape = (len(seq_lens), heads, k_cache.shape[1], size)

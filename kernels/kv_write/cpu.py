@@ -19,6 +19,8 @@ def kv_write(library: Library) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tens
         tokens, heads, size = k.shape
         if k.stride()[1:] != (size, 1) or v.stride()[1:] != (size, 1):
             raise ValueError("kv_write needs the heads of a token side by side")
+        if slots.dtype != torch.int64 or k.dtype != torch.float32 or v.dtype != torch.float32:
+            raise ValueError("kv_write needs int64 slots, float32 keys and values")
         new = (k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0))
         half = k_cache.dtype == torch.float16
         cache = (k_cache.data_ptr(), v_cache.data_ptr(), slots.data_ptr())

@@ -1,0 +1,1 @@
+"""Products with packed weights. This room knows nothing of layers or files."""

@@ -9,6 +9,7 @@
 namespace {
 
 constexpr int64_t BLOCK_T = 96;  // activation rows whose panel products share one unpacking
+constexpr int64_t ALONE = 200000;  // products that one thread does sooner than it can wake another
 
 struct Job {
     const float* x;
@@ -100,7 +101,7 @@ template <int FMT>
 void multiply(const Job& job, int num_threads) {
     int64_t blocks = (job.t + BLOCK_T - 1) / BLOCK_T, tiles = (job.n + PANEL_ROWS - 1) / PANEL_ROWS;
     int64_t chunk = tiles / (num_threads * 8) + 1;
-#pragma omp parallel num_threads(num_threads)
+#pragma omp parallel num_threads(num_threads) if (job.t * job.n * job.k > ALONE)
     {
         alignas(64) float panel[PANEL_K * PANEL_ROWS];
         alignas(64) float edge[BLOCK_T * PANEL_ROWS];

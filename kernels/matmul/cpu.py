@@ -20,6 +20,8 @@ def matmul(library: Library) -> Callable[[Tensor, Tensor, str, int], Tensor]:
     def run(x: Tensor, data: Tensor, fmt: str, n: int) -> Tensor:
         rows, k = x.shape
         check(data, fmt, n, k)
+        if x.dtype != torch.float32:
+            raise ValueError(f"matmul needs float32 activations, not {x.dtype}")
         x = x.contiguous()
         y = torch.empty(rows, n)
         width = data.shape[1] * data.element_size()
@@ -36,6 +38,8 @@ def embedding(library: Library) -> Callable[[Tensor, Tensor, str, int], Tensor]:
     def run(ids: Tensor, data: Tensor, fmt: str, k: int) -> Tensor:
         n, width = data.shape[0], data.shape[1] * data.element_size()
         check(data, fmt, n, k)
+        if ids.dtype != torch.int64:
+            raise ValueError(f"embedding needs int64 ids, not {ids.dtype}")
         ids = ids.contiguous()
         y = torch.empty(len(ids), k)
         code, threads = FORMATS[fmt].code, torch.get_num_threads()

@@ -1,0 +1,1 @@
+"""RMSNorm. This room knows nothing of models."""

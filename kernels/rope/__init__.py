@@ -1,0 +1,1 @@
+"""Rotary positions. This room knows nothing of frequencies or scaling laws."""

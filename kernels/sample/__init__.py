@@ -1,0 +1,1 @@
+"""Choosing tokens. This room knows nothing of sequences or stop conditions."""

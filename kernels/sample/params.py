@@ -3,8 +3,9 @@
 It knows nothing of requests, text or vocabularies.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 NOT_A_NUMBER = -1
@@ -15,7 +16,8 @@ NO_TOKEN_LEFT = -2
 class SampleParams:
     """S rows. A list per row is three (or two) arrays: row r's entries are start[r] to start[r + 1] of the others.
 
-    Ids within a row's list must be different from each other and inside the vocabulary.
+    Ids within a row's list must be different from each other and inside the vocabulary. Raises ValueError for a tensor
+    of another type or one whose elements lie apart.
     """
 
     temperature: Tensor  # float32 [S]; 0: the most likely token
@@ -38,3 +40,15 @@ class SampleParams:
     bias_values: Tensor  # float32
     banned_start: Tensor  # int32 [S + 1]
     banned_ids: Tensor  # int32: tokens that would end a sequence short of its min_tokens
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            if tensor.dtype != _TYPES.get(field.name, torch.int32) or not tensor.is_contiguous():
+                wanted = _TYPES.get(field.name, torch.int32)
+                raise ValueError(f"{field.name} must be contiguous {wanted}, not {tensor.dtype}")
+
+
+_TYPES = dict.fromkeys(("temperature", "top_p", "min_p", "bias_values"), torch.float32)
+_TYPES |= dict.fromkeys(("presence_penalty", "frequency_penalty", "repetition_penalty"), torch.float32)
+_TYPES |= dict.fromkeys(("seed", "position", "choice"), torch.int64)

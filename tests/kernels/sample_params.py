@@ -13,7 +13,7 @@ Lists = list[list[tuple[int, float]]]
 def _flat(lists: Lists) -> tuple[Tensor, Tensor, Tensor]:
     start = torch.tensor([0] + [len(entries) for entries in lists]).cumsum(0).int()
     pairs = [pair for entries in lists for pair in entries]
-    return start, torch.tensor([i for i, _ in pairs]).int(), torch.tensor([v for _, v in pairs])
+    return start, torch.tensor([i for i, _ in pairs]).int(), torch.tensor([v for _, v in pairs]).float()
 
 
 def make_params(rows: int, *, output: Lists, seen: Lists, bias: Lists, banned: Lists, **values: Any) -> SampleParams:

@@ -71,7 +71,9 @@ def test_a_query_does_not_depend_on_chunk_batch_or_threads(
     whole = case.run(ops.attention, [(0, 0, 130)], **law)
     for chunk in (1, 3, 16, 50):
         spans = [(0, first, min(first + chunk, 130)) for first in range(0, 130, chunk)]
-        assert torch.equal(torch.cat([case.run(ops.attention, [span], **law) for span in spans]), whole), chunk
+        assert torch.equal(case.run(ops.attention, spans, **law), whole), chunk
+        apart = [case.run(ops.attention, [span], **law) for span in spans[-9:]]
+        assert torch.equal(torch.cat(apart), whole[spans[-9:][0][1] :]), chunk
     together = case.run(ops.attention, [(1, 0, 45), (0, 0, 130), (2, 2, 3)], **law)
     assert torch.equal(together[45:175], whole)
     torch.set_num_threads(1)
@@ -96,3 +98,12 @@ def test_half_rounds_as_torch_does(ops: Ops) -> None:
     ops.kv_write(k, k, k_cache, v_cache, torch.tensor([5]))
     assert torch.equal(k_cache[0, 0, :, 5], k[0, 0].half())
     assert torch.equal(v_cache[0, 0, 5], k[0, 0].half())
+
+
+def test_wrong_types_are_refused(ops: Ops) -> None:
+    case = make_case(ops, [5], 2, 1, 16, torch.float32)
+    case.tables = case.tables.long()
+    with pytest.raises(ValueError, match="int32 block_tables"):
+        case.run(ops.attention, [(0, 0, 5)])
+    with pytest.raises(ValueError, match="int64 slots"):
+        ops.kv_write(case.q[:, :1], case.q[:, :1], case.k_cache, case.v_cache, torch.arange(5).int())

@@ -48,11 +48,12 @@ def test_product_is_close_to_the_reference(ops: Ops, fmt: str, t: int, n: int, b
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_a_row_does_not_depend_on_its_neighbours_or_on_threads(ops: Ops, fmt: str) -> None:
     n, k = 51, _k(fmt, 3) if FORMATS[fmt].block_size > 1 else 333
-    data, x = random_weights(fmt, n, k), torch.randn(103, k)
+    data, x = random_weights(fmt, n, k), torch.randn(101, k)
     whole = ops.matmul(x, data, fmt, n)
-    for size in (1, 2, 3, 4, 5, 6, 7, 11, 64):
+    for size in (2, 3, 4, 5, 7, 11, 64):
         parts = [ops.matmul(part, data, fmt, n) for part in x.split(size)]
         assert torch.equal(torch.cat(parts), whole), size
+    assert torch.equal(torch.cat([ops.matmul(row, data, fmt, n) for row in x[:9].split(1)]), whole[:9])
     torch.set_num_threads(1)
     assert torch.equal(ops.matmul(x, data, fmt, n), whole)
 

@@ -1,5 +1,6 @@
 """Sampling: Philox against its published vectors, each rule on small rows, C++ against the reference token for token."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,3 +122,8 @@ def test_logprobs(ops: Ops, k: int) -> None:
     torch.testing.assert_close(chosen, again[0], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(values, again[2], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(values, expected.gather(1, top), atol=1e-6, rtol=1e-6)
+
+
+def test_parameters_of_another_type_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"top_k must be contiguous torch\.int32"):
+        replace(plain(2), top_k=torch.zeros(2))
