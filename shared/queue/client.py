@@ -5,7 +5,8 @@ cannot be asked. It knows nothing of payload contents, of streams or of who is r
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from math import inf
 from typing import Any, cast
 
@@ -54,8 +55,8 @@ class Queue:
         self._quiet_until = -inf
 
     async def load(self) -> None:
-        """Loads the scripts; raises StartupError for a server too old or set to evict, Unavailable if there is none."""
-        async with redis_errors():
+        """Loads the scripts. Raises Unavailable for no server, StartupError for one that is too old, evicts or refuses us."""
+        async with self._asking():
             await check_server(self._redis)
             await self._scripts.load()
 
@@ -182,7 +183,7 @@ class Queue:
         Every router calls it about every 500 ms, jittered. It holds still for one lease and one renewal after Redis was
         unreachable or another server answers: then every lease looks expired and none is.
         """
-        async with redis_errors():
+        async with self._asking():
             run_id = (await self._redis.info("server"))["run_id"]
         if run_id != self._run_id:
             if self._run_id:
@@ -211,7 +212,7 @@ class Queue:
 
     async def measure(self) -> Load:
         """What waits, and how fast workers take it."""
-        async with redis_errors():
+        async with self._asking():
             num, tokens, rate = await cast(Any, self._redis.hmget(self.prefix + "load", ["num", "tokens", "rate"]))
         return Load(int(num or 0), int(tokens or 0), float(rate or 0))
 
@@ -220,9 +221,14 @@ class Queue:
         return Bell(self._redis, self.prefix + "bell")
 
     async def _run(self, name: str, *args: object) -> Any:
+        async with self._asking():
+            return await self._scripts.run(name, args)
+
+    @asynccontextmanager
+    async def _asking(self) -> AsyncIterator[None]:
         try:
             async with redis_errors():
-                return await self._scripts.run(name, args)
+                yield
         except Unavailable as error:
             if error.code == "queue_unavailable":
                 self._be_quiet()

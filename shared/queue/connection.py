@@ -12,15 +12,14 @@ from typing import Any
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError, TimeoutError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError, TimeoutError
 
 from shared.errors import StartupError, Unavailable
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 2.0
-HEALTH_CHECK_S = 10
 MAX_CONNECTIONS = 16
 RETRY_AFTER_S = 1.0
 
@@ -30,6 +29,7 @@ OLDEST = (6, 2, 0)
 
 # What a server says in an error reply when it cannot serve now, though the request is fine.
 _NOT_NOW = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY")
+_REFUSALS = (AuthenticationError, NoPermissionError)
 
 
 def connect(redis_url: str) -> Redis:
@@ -37,6 +37,8 @@ def connect(redis_url: str) -> Redis:
 
     Each call may take 2 seconds and is tried twice; at most 16 connections, for which further calls wait.
     """
+    # No health_check_interval: redis-py 8.1 recurses without end when its check is refused while connecting (no password, server
+    # still loading). The second try replaces a connection that died unnoticed.
     try:
         pool = BlockingConnectionPool.from_url(
             redis_url,
@@ -44,7 +46,6 @@ def connect(redis_url: str) -> Redis:
             timeout=TIMEOUT_S,
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
-            health_check_interval=HEALTH_CHECK_S,
             retry=Retry(NoBackoff(), 1),
         )
     except ValueError as error:
@@ -54,7 +55,13 @@ def connect(redis_url: str) -> Redis:
 
 async def check_server(redis: Redis) -> None:
     """Raises StartupError for a server that is too old to be exposed, or that would throw requests away under memory pressure."""
-    info: dict[str, Any] = await redis.info()
+    try:
+        info: dict[str, Any] = await redis.info()
+    except RedisError as error:
+        # redis-py hides what went wrong while connecting behind a plain ConnectionError.
+        if isinstance(error, _REFUSALS) or isinstance(error.__cause__, _REFUSALS):
+            raise StartupError(f"Redis refuses us ({error}); write user and password into its address") from error
+        raise
     _check_version(info, private=_is_private(redis))
     policy, limit = info.get("maxmemory_policy", "noeviction"), int(info.get("maxmemory", 0))
     if policy != "noeviction" and limit:

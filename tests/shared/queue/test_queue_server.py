@@ -100,14 +100,13 @@ async def test_after_a_restart_nobody_is_reaped_for_a_lease_and_a_renewal(tmp_pa
 async def test_a_call_that_found_no_server_makes_its_queue_hold_still(server: RedisServer, redis: Redis) -> None:
     queue = Queue(redis, model="test", timings=Timings(lease_ms=3_600_000))
     await queue.reap()
-    await redis.execute_command("CLIENT", "PAUSE", "0")
     pool = redis.connection_pool
     kept = pool.connection_kwargs["path"]
     pool.connection_kwargs["path"] = kept + ".gone"
     await pool.disconnect()
     pool.reset()
     with pytest.raises(Unavailable):
-        await queue.seen(W0)
+        await queue.reap()
     pool.connection_kwargs["path"] = kept
     await pool.disconnect()
     pool.reset()
@@ -192,6 +191,20 @@ async def test_a_server_that_is_too_old_or_would_evict_is_refused() -> None:
         await check_server(fake_server({"path": "/s"}, redis_version="5.0.9"))
     with pytest.raises(StartupError, match="noeviction"):
         await check_server(fake_server({"path": "/s"}, redis_version="8.2.2", maxmemory_policy="allkeys-lru", maxmemory=10**9))
+
+
+async def test_a_server_that_wants_a_password_says_so_at_once(tmp_path: Path) -> None:
+    server = launch(tmp_path / "r")
+    admin, stranger = connect(server.url), connect(server.url)
+    try:
+        await admin.config_set("requirepass", "secret")
+        with pytest.raises(StartupError, match="password"):
+            await Queue(stranger, model="test").load()
+    finally:
+        server.stop()
+        for redis in (admin, stranger):
+            await redis.aclose()
+            await redis.connection_pool.disconnect()
 
 
 def test_a_bad_address_is_an_operators_error() -> None:
