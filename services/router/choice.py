@@ -80,6 +80,7 @@ class DecodeRule:
     stop: tuple[str, ...]
     include_stop: bool
     skip_special: bool
+    min_tokens: int
     hidden_token_ids: frozenset[int]
     echo_token_ids: Sequence[int]
 
@@ -148,6 +149,7 @@ class ChoiceText:
             stop=rule.stop,
             include_stop=rule.include_stop,
             skip_special=rule.skip_special,
+            min_tokens=rule.min_tokens,
             prior_token_ids=pack(self.log.token_ids[: self.num_taken]),
             num_prior_chars=self.num_chars,
             echo_token_ids=pack(rule.echo_token_ids),

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from services.router.sequencer import PROTOCOL_VERSION, Binding, Link, ProtocolError, Sequencer
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, MethodNotAllowed
 from shared.pb import delivery_pb2, delivery_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,12 @@ class Delivery(delivery_pb2_grpc.DeliveryServicer):
             reading.cancel()
             logger.info("a worker's stream ended", extra={"owner": link.owner})
             self._on_break(self._sequencer.close(link))
+
+    def Follow(  # noqa: N802 - the name is protos/delivery.proto's
+        self, request: delivery_pb2.FollowRequest, context: Any
+    ) -> AsyncIterator[delivery_pb2.Followed]:
+        """See protos/delivery.proto. Always raises MethodNotAllowed: a stream has one client."""
+        raise MethodNotAllowed("This router's streams cannot be followed.", code="follow_unsupported")
 
     async def _read(self, link: Link, first: delivery_pb2.FromWorker, messages: AsyncIterator[delivery_pb2.FromWorker]) -> None:
         self._sequencer.receive(link, first)

@@ -220,6 +220,7 @@ def _decode_rule(request: GenerateRequest, prepared: Prepared, eos_token_ids: Se
         stop=params.stop,
         include_stop=params.include_stop_str_in_output,
         skip_special=params.skip_special_tokens,
+        min_tokens=params.min_tokens,
         hidden_token_ids=frozenset() if params.include_stop_str_in_output else frozenset(ending),
         echo_token_ids=prepared.token_ids if request.echo else (),
     )

@@ -14,7 +14,7 @@ from zlib import crc32
 from services.router.choice import ChoiceText, DecodeRule, Event
 from services.router.decode import Decoder
 from services.router.sequencer import ChoiceLog, Held, Sequencer
-from shared.errors import DeadlineExceeded, InternalError, InvalidRequest, RequestTimeout, RoadtrainError
+from shared.errors import DeadlineExceeded, InternalError, InvalidRequest, RequestTimeout, RoadtrainError, mapped
 from shared.pb import delivery_pb2, types_pb2
 
 CancelReason = Literal["client", "disconnect"]
@@ -193,8 +193,7 @@ class Generation:
         if finish.reason == types_pb2.FINISH_REASON_CANCELLED:
             self._fail(_cancelled(), Ending.FAILED)
         else:
-            message = finish.error.message or "The model failed on this request; it has been logged."
-            self._fail(InternalError(message, code=finish.error.code or None), Ending.FAILED)
+            self._fail(_as_told(finish.error), Ending.FAILED)
 
     def undecodable(self) -> None:
         """See choice.Owner."""
@@ -235,6 +234,13 @@ class Generation:
         self._deadline.cancel()
         self._prompt_logprobs = self.held.prompt_logprobs
         self._road.ledger.retire(self, ending)
+
+
+def _as_told(told: types_pb2.Error) -> RoadtrainError:
+    """A worker's error; what it says is the request's fault stays so."""
+    message = told.message or "The model failed on this request; it has been logged."
+    of_request = told.type == mapped(InvalidRequest("")).type
+    return (InvalidRequest if of_request else InternalError)(message, param=told.param or None, code=told.code or None)
 
 
 def _cancelled() -> RoadtrainError:

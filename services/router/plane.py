@@ -25,7 +25,7 @@ from services.router.sequencer import Sequencer
 from services.router.tokenizer import TokenBytes, Tokenizers
 from services.router.workers import Workers
 from shared import rpc
-from shared.config import Settings, model_name
+from shared.config import Settings
 from shared.errors import StartupError, Unavailable
 from shared.pb import delivery_pb2_grpc
 from shared.queue.client import Queue
@@ -58,7 +58,7 @@ class Plane:
         limits = Limits(
             router.max_queued_requests, router.max_queued_tokens, router.max_tenant_requests, router.max_tenant_tokens
         )
-        model = model_name(settings.model)
+        model = settings.names[0]
         self.contact = Contact()
         self.queue = Queue(redis, model=model, limits=limits)
         self.registry = Registry(redis)

@@ -37,10 +37,12 @@ class TextStream:
         include_stop: bool = False,
         skipped_ids: frozenset[int] = frozenset(),
         num_prior_chars: int = 0,
+        min_tokens: int = 0,
     ):
         self._table = table
         self._skipped_ids = skipped_ids
         self._stops = StopStrings(stops, include=include_stop)
+        self._min_tokens = min_tokens
         self._decoder = _UTF8(errors="replace")
         self._num_chars = 0  # decoded, held back or not
         self._num_given = 0  # of those, given or behind a stop string's beginning
@@ -70,7 +72,7 @@ class TextStream:
             self._num_chars += len(text)
             unfinished = bool(self._decoder.getstate()[0])
             self._borders.append(self._num_chars + unfinished)
-            given.append(self._give(self._stops.feed(text)))
+            given.append(self._give(self._stops.feed(text) if self.num_fed > self._min_tokens else text))
         return "".join(given)
 
     def flush(self) -> str:
@@ -157,6 +159,7 @@ class Detokenizer:
             include_stop=opening.include_stop,
             skipped_ids=self._special_ids if opening.skip_special else frozenset(),
             num_prior_chars=opening.num_prior_chars,
+            min_tokens=opening.min_tokens,
         )
         text = stream.prompt(echo) + stream.feed(prior)
         self._streams[opening.stream] = stream

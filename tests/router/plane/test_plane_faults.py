@@ -6,10 +6,11 @@ import time
 import pytest
 
 from services.router.generate import Generation
+from services.router.plane import open_plane
 from services.worker.sim import SimSpec, expected_tokens
 from shared.errors import DeadlineExceeded, InvalidRequest, NotFound, RoadtrainError, Unavailable
 from shared.sampling import SamplingParams
-from tests.router.plane.rig import SPEC, Heard, Rig, SimWorker, ask, listen, plane_of, rig, take, text_of
+from tests.router.plane.rig import SPEC, Heard, SimWorker, ask, listen, plane_of, rig, take, text_of
 
 LONG = SamplingParams(seed=5, max_tokens=300)
 
@@ -43,28 +44,24 @@ async def test_a_broken_stream_is_dialled_again_and_goes_on() -> None:
         generation = await plane.generator.start(ask(sampling=LONG))
         heard, following = follow(generation)
         await first_tokens(generation, heard, 20)
-        (link,) = made.workers[0].consumer._delivery._links.values()
-        epoch = generation.held.bound.epoch if generation.held.bound else 0
-        old = generation.held.bound
-        await _cut(plane.delivery, made)
+        first = generation.held.bound
+        assert first is not None
+        cut_stream()
+        while generation.held.bound is first:
+            await asyncio.sleep(0.005)
+        again = generation.held.bound
+        assert again is not None
+        # The same assignment: nothing was computed again.
+        assert again.same_author(first)
+        assert again.link is not first.link
         await following
         check(generation, heard)
-        assert link.router_id == "r0"
-        assert old is not None
-        record = (await plane.queue.read([generation.rid]))[generation.rid]
-        assert record is not None
-        assert record.epoch == epoch
 
 
-async def _cut(delivery: object, made: Rig) -> None:
-    """Ends the present Deliver call under the worker, as a reset would."""
-    (link,) = made.workers[0].consumer._delivery._links.values()
-    streams = dict(link._streams)
-    assert streams
-    link._wake.set()
-    for task in asyncio.all_tasks():
-        if task.get_coro().__qualname__ == "Link._read":  # type: ignore[union-attr]
-            task.cancel()
+def cut_stream() -> None:
+    """The only worker loses its Deliver call, as after a reset."""
+    (call,) = [task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") == "Link._read"]
+    call.cancel()
 
 
 async def test_a_dead_worker_s_requests_go_on_at_another_token_for_token() -> None:
@@ -98,7 +95,7 @@ async def test_running_streams_do_not_notice_redis_and_new_ones_are_refused_soon
 
 async def test_no_worker_and_no_tokenizer_are_said_at_once() -> None:
     async with rig(num_workers=0) as made:
-        plane = await made_plane(made)
+        plane = await open_plane(made.settings())
         try:
             assert any("worker" in reason for reason in plane.ready())
             with pytest.raises(Unavailable) as caught:
@@ -114,12 +111,6 @@ async def test_no_worker_and_no_tokenizer_are_said_at_once() -> None:
             assert not plane.ledger.owed
         finally:
             await plane.close()
-
-
-async def made_plane(made: Rig):  # type: ignore[no-untyped-def]
-    from services.router.plane import open_plane
-
-    return await open_plane(made.settings())
 
 
 async def test_text_goes_on_from_another_tokenizer() -> None:
@@ -180,6 +171,40 @@ async def test_the_same_key_is_the_same_request_and_its_newest_client_has_it() -
         with pytest.raises(InvalidRequest) as caught:
             await plane.generator.start(ask(prompt="Another", sampling=open_seed, idempotency_key="k"))
         assert caught.value.code == "idempotency_key_reused"
+
+
+async def test_a_key_used_at_another_router_takes_the_stream_there() -> None:
+    async with rig() as made, plane_of(made, "r0") as near, plane_of(made, "r1") as far:
+        request = ask(sampling=SamplingParams(max_tokens=800), idempotency_key="k")
+        first = await near.generator.start(request)
+        heard, following = follow(first)
+        await first_tokens(first, heard, 5)
+        second = await far.generator.start(request)
+        moved, following_there = follow(second)
+        await near.ledger.reconcile()
+        with pytest.raises(InvalidRequest) as caught:
+            await following
+        assert caught.value.code == "stream_superseded"
+        await following_there
+        assert len(moved[0].token_ids) == 800
+        assert moved[0].token_ids[: len(heard[0].token_ids)] == heard[0].token_ids
+        record = (await far.queue.read([second.rid]))[second.rid]
+        assert record is not None
+        assert record.router == "r1"
+
+
+async def test_a_request_its_worker_fails_on_ends_with_the_worker_s_error() -> None:
+    async with rig() as made, plane_of(made) as plane:
+        # The worker's own judgement is the same as the router's, so it must be shown another prompt than was checked.
+        long = SimSpec(num_blocks=1024, max_model_len=4096, vocab_size=49152)
+        plane.workers._facts = [{**plane.workers._facts[0], "max_model_len": long.max_model_len}]
+        generation = await plane.generator.start(ask(prompt=[1] * 3000, sampling=SamplingParams(max_tokens=5)))
+        with pytest.raises(InvalidRequest, match="3000") as caught:
+            await listen(generation)
+        assert caught.value.code == "context_length_exceeded"
+        async with asyncio.timeout(2):
+            while made.workers[0].consumer.held:
+                await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,17 @@ async def test_a_stop_string_ends_the_choice_and_frees_the_worker() -> None:
                 await asyncio.sleep(0.01)
 
 
+async def test_stop_strings_are_not_looked_for_before_min_tokens() -> None:
+    async with rig() as made, plane_of(made) as plane:
+        prompt = [100, 200, 300]
+        expected, _ = expected_tokens(SPEC, prompt, SamplingParams(seed=11, max_tokens=30))
+        stop = text_of(expected[4:5])
+        params = SamplingParams(seed=11, max_tokens=30, min_tokens=20, stop=(stop,))
+        (heard,) = await listen(await plane.generator.start(ask(prompt=prompt, sampling=params)))
+        assert len(heard.token_ids) >= 20
+        assert stop in heard.text
+
+
 async def test_a_token_that_ends_a_choice_is_counted_and_not_shown() -> None:
     async with rig() as made, plane_of(made) as plane:
         prompt = [5, 6, 7]
