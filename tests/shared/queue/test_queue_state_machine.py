@@ -225,6 +225,30 @@ class QueueMachine(RuleBasedStateMachine):
     def lose(self, rid: str, worker: str, times: int) -> None:
         self.lose_lease(rid, worker, times)
 
+    @rule(rid=rids, worker=workers, told=st.booleans())
+    def lapse(self, rid: str, worker: str, told: bool) -> None:
+        """An owner that lost its lease is heard again, by its renewal or by its side thread, before anyone claimed."""
+        if self.lose_lease(rid, worker, 1):
+            if told:
+                self.renew(0, 1)
+            else:
+                self.call(self.queue.seen(self.owner(worker)))
+                self.model.hear(str(self.owner(worker)))
+            self.reap()
+
+    @rule(rid=rids, router=routers)
+    def stale_disconnect(self, rid: str, router: str) -> None:
+        """The client came back to the same router on a new connection; only then is the old one seen to be closed."""
+        self.adopt(rid, router, 0, True, False)
+        self.cancel(rid, router, "disconnect", 1, 1)
+
+    @rule(worker=workers, router=routers, late=rids)
+    def serve(self, worker: str, router: str, late: str) -> None:
+        """One more request runs to its end, and a late put follows."""
+        self.claim(worker, 1, True)
+        self.finish(0, "done", "")
+        self.put(late, router)
+
     @precondition(lambda self: self.model.records)
     @rule()
     def flush(self) -> None:
