@@ -101,7 +101,8 @@ class Generator:
         rule = _decode_rule(request, prepared, description.eos_token_ids)
         params = prepared.params
         held = Held(prepared.rid, 0, params.n, params.num_logprobs)
-        facts = Facts(self._names[0], request.tenant, int(time.time()), token_ids, rule, prepared.deadline_s)
+        wants = params.num_prompt_logprobs is not None
+        facts = Facts(self._names[0], request.tenant, int(time.time()), token_ids, rule, prepared.deadline_s, wants)
         generation = Generation(held, facts, self._road)
         try:
             await self._put(generation, self._new_request(request, prepared))

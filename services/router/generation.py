@@ -56,7 +56,7 @@ class Road:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was settled when a request was accepted. `deadline_s` counts from then."""
+    """What was settled when a request was accepted. `deadline_s` counts from then; prompt_logprobs: they are wanted."""
 
     model: str
     tenant: str
@@ -64,6 +64,7 @@ class Facts:
     prompt_token_ids: list[int]
     rule: DecodeRule
     deadline_s: float
+    prompt_logprobs: bool
 
 
 class Generation:
@@ -92,7 +93,8 @@ class Generation:
         self._reading_since: float | None = loop.time()
         self._deadline_s = facts.deadline_s
         self._deadline = loop.call_later(facts.deadline_s, self._expire)
-        if facts.rule.echo_token_ids:
+        # Where the prompt's log-probabilities are wanted its text waits for them: they come before the first token.
+        if facts.rule.echo_token_ids and not facts.prompt_logprobs:
             for choice in self._choices:
                 road.decoder.push(choice)
 
