@@ -1,7 +1,9 @@
 """Compiles the C++ kernels into a shared library, once per source, flags and compiler, and loads it.
 
 torch must be loaded first (this module imports it): the library then shares the OpenMP runtime torch brought, so
-there is one pool of threads, of the size torch.set_num_threads gives. It knows nothing of what the kernels compute.
+there is one pool of threads, of the size torch.set_num_threads gives. Where others want the same cores, start the
+process with OMP_WAIT_POLICY=passive: at a load of 7 on 2 cores a small product on 2 threads took 24 ms (median) with
+threads that spin and 0.1 ms with threads that sleep. It knows nothing of what the kernels compute.
 """
 
 import ctypes
