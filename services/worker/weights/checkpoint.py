@@ -4,11 +4,13 @@ Tensors go by their Hugging Face names and errors by the name in the file. Lette
 It knows nothing of file formats or of which tensors a model needs.
 """
 
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kernels import Ops
@@ -108,6 +110,8 @@ class Weights:
 
     def _read(self, entry: Entry) -> Tensor:
         data = entry.read()
+        # Mapped files are read on first touch: touch every page now, so that progress is true and no request waits.
+        data.view(torch.uint8).flatten()[:: mmap.PAGESIZE].sum()
         self.formats.add(entry.format)
         self.num_bytes_read += entry.num_bytes
         self.progress(self.num_bytes_read, self.num_bytes)

@@ -91,10 +91,10 @@ def _file_name(name: str, blocks: dict[str, str]) -> str:
 
 
 def _reader(data: mmap.mmap, tensor: GgufTensor, paired: dict[str, int]) -> Callable[[], Tensor]:
-    heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(tensor.name.rpartition(".")[0].rpartition(".")[2], "")
-    if heads in paired:
-        return partial(_halved, data, tensor, paired[heads])
-    return partial(_touched, data, tensor)
+    for part, heads in (("attn_q", "num_attention_heads"), ("attn_k", "num_key_value_heads")):
+        if f".{part}." in tensor.name and paired:
+            return partial(_halved, data, tensor, paired[heads])
+    return partial(_rows, data, tensor)
 
 
 def _rows(data: mmap.mmap, tensor: GgufTensor) -> Tensor:
@@ -102,13 +102,6 @@ def _rows(data: mmap.mmap, tensor: GgufTensor) -> Tensor:
     dtype = DTYPES.get(tensor.type, torch.uint8)
     flat = torch.frombuffer(data, dtype=dtype, count=tensor.num_bytes // dtype.itemsize, offset=tensor.offset)
     return flat.reshape(*tensor.shape[:-1], -1)
-
-
-def _touched(data: mmap.mmap, tensor: GgufTensor) -> Tensor:
-    """The rows, read from disk now, page by page, so that progress is true and the first request does not wait."""
-    flat = torch.frombuffer(data, dtype=torch.uint8, count=tensor.num_bytes, offset=tensor.offset)
-    flat[:: mmap.PAGESIZE].sum()
-    return _rows(data, tensor)
 
 
 def _halved(data: mmap.mmap, tensor: GgufTensor, num_heads: int) -> Tensor:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from services.worker.weights.checkpoint import Checkpoint, Entry
 from shared.errors import StartupError
@@ -77,8 +76,7 @@ def _files(directory: Path) -> list[Path]:
 def _entries(file: Path, digest: "hashlib._Hash") -> dict[str, Entry]:
     """The tensor table of one file; its header, size and a sample of every tensor go into the digest."""
     try:
-        with safe_open(file, framework="pt"):  # checks header and lengths; a broken header is not parsed below
-            pass
+        opened = safe_open(file, framework="pt")  # checks header and lengths; a broken header is not parsed below
     except (SafetensorError, OSError) as error:
         raise StartupError(f"{file}: truncated or not a safetensors file: {error}") from error
     with file.open("rb") as stream:
@@ -94,12 +92,6 @@ def _entries(file: Path, digest: "hashlib._Hash") -> dict[str, Entry]:
             begin, end = info["data_offsets"]
             stream.seek(8 + length + begin)
             digest.update(stream.read(min(SAMPLE_BYTES, end - begin)))
-            read = partial(_read, file, name)
+            read = partial(opened.get_tensor, name)
             entries[name] = Entry(file, name, tuple(info["shape"]), info["dtype"], end - begin, read)
     return entries
-
-
-def _read(file: Path, name: str) -> Tensor:
-    with safe_open(file, framework="pt") as opened:
-        tensor: Tensor = opened.get_tensor(name)
-    return tensor
