@@ -39,7 +39,7 @@ async def chat(exchange: Exchange, front: Front) -> None:
 
 def _delta_logprobs(vocabulary: Vocabulary) -> DeltaLogprobs:
     def content(event: TextDelta) -> dict[str, Any] | None:
-        if event.logprobs is None:
+        if event.logprobs is None or not event.token_ids:
             return None
         return {"content": chat_content(vocabulary, event.logprobs), "refusal": None}
 

@@ -63,7 +63,7 @@ def _delta_logprobs(vocabulary: Vocabulary, request: GenerateRequest, generation
             choices[event.choice] = choice
             if request.echo:
                 parts.append(choice.prompt(generation.prompt_token_ids, generation.prompt_logprobs))
-        if event.logprobs is not None:
+        if event.logprobs is not None and event.token_ids:
             parts.append(choice.output(event.logprobs))
         return joined(parts)
 

@@ -40,6 +40,7 @@ async def test_choices_logprobs_and_echo() -> None:
         rows: list[int] = [0, 0, 0]
         heard = ["", "", ""]
         async for events in generation.events():
+            assert generation.prompt_logprobs is not None
             for event in events:
                 if hasattr(event, "text"):
                     assert event.logprobs is not None
