@@ -12,7 +12,17 @@ from typing import Any
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import (
+    AuthenticationError,
+    ClusterDownError,
+    MasterDownError,
+    NoPermissionError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.errors import StartupError, Unavailable
@@ -27,8 +37,11 @@ RETRY_AFTER_S = 1.0
 FLOORS = {"redis": ((6, 2, 20), (7, 2, 11), (7, 4, 6), (8, 0, 4), (8, 2, 2)), "valkey": ((7, 2, 11), (8, 0, 6), (8, 1, 4))}
 OLDEST = (6, 2, 0)
 
-# What a server says in an error reply when it cannot serve now, though the request is fine.
-_NOT_NOW = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY")
+# What a server says when it cannot serve now, though the request is fine: by class when the reply is the error itself, by text
+# when a script met it.
+_NOT_NOW = (ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
+_NOT_NOW_TEXT = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY")
+_FULL_TEXT = "command not allowed when used memory"
 _REFUSALS = (AuthenticationError, NoPermissionError)
 
 
@@ -79,9 +92,9 @@ async def redis_errors() -> AsyncIterator[None]:
         raise _unavailable("cannot be reached", "queue_unavailable") from error
     except ResponseError as error:
         text = str(error)
-        if "OOM command not allowed" in text:
+        if _FULL_TEXT in text:
             raise _unavailable("is full", "queue_full") from error
-        if any(word in text for word in _NOT_NOW):
+        if isinstance(error, _NOT_NOW) or any(word in text for word in _NOT_NOW_TEXT):
             raise _unavailable("does not accept work now", "queue_unavailable") from error
         raise
 

@@ -42,6 +42,16 @@ async def test_when_redis_is_full_nothing_new_comes_in_and_all_that_is_there_goe
         await redis.config_set("maxmemory", 0)
 
 
+async def test_a_replica_does_not_accept_work(queue: Queue, redis: Redis) -> None:
+    await redis.replicaof("127.0.0.1", "1")  # nobody is there; as after a failover that this client has not noticed
+    try:
+        with pytest.raises(Unavailable) as refused:
+            await queue.put(request())
+    finally:
+        await redis.replicaof("NO", "ONE")
+    assert refused.value.code == "queue_unavailable"
+
+
 async def test_a_server_that_forgot_the_scripts_is_taught_again(queue: Queue, redis: Redis) -> None:
     await redis.script_flush()
     claim = await put_and_claim(queue)
