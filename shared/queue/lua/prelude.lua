@@ -92,11 +92,10 @@ local function place(r, state, lane, at, names)
   if is_active(state) then redis.call('PERSIST', P .. 'r:' .. r.rid) end
 end
 
--- Ends a record: out of every index, kept for retain_ms.
+-- Ends a record: out of every index, kept for retain_ms. Its suspects stay: coming back must not wash a request clean.
 local function bury(r, state, reason, retain_ms, names)
-  r.reason, r.suspects = reason, ''
+  r.reason = reason
   names[#names + 1] = 'reason'
-  names[#names + 1] = 'suspects'
   place(r, state, '', 0, names)
   redis.call('ZREM', P .. 'suspected', r.rid)
   redis.call('PEXPIRE', P .. 'r:' .. r.rid, retain_ms)
@@ -116,7 +115,7 @@ local function set_suspects(r, found)
   local parts = {}
   for owner, at in pairs(found) do parts[#parts + 1] = owner .. ' ' .. text(at) .. ';' end
   r.suspects = table.concat(parts)
-  if #parts > 0 then redis.call('ZADD', P .. 'suspected', text(NOW), r.rid)
+  if #parts > 0 and is_active(r.state) then redis.call('ZADD', P .. 'suspected', text(NOW), r.rid)
   else redis.call('ZREM', P .. 'suspected', r.rid) end
 end
 
@@ -137,6 +136,7 @@ local function requeue(r, names)
   names[#names + 1] = 'owner'
   names[#names + 1] = 'suspects'
   place(r, 'queued', lane_of(r), score(r) - 1, names)
+  if r.suspects ~= '' then redis.call('ZADD', P .. 'suspected', text(NOW), r.rid) end
 end
 
 local function ring() redis.call('PUBLISH', P .. 'bell', '1') end

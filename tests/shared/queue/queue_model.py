@@ -42,7 +42,7 @@ class ModelRecord:
         return (self.state, self.owner, self.epoch) == ("running", owner, epoch)
 
     def end(self, state: str, reason: str) -> None:
-        self.state, self.reason, self.suspects = state, reason, {}
+        self.state, self.reason = state, reason
 
 
 @dataclass

@@ -146,6 +146,17 @@ async def test_h9_three_unproven_suspects_park_a_request_until_one_is_heard(queu
     assert (claim.solo, claim.crashes) == (True, 0)
 
 
+async def test_h9_coming_back_does_not_wash_a_suspect_request_clean(queue: Queue) -> None:
+    claim = await put_and_claim(queue)
+    await lose(queue, claim, W0)
+    (claim,) = await queue.claim(W1, 1)
+    await lose(queue, claim, W1)
+    await queue.cancel(claim.rid, tenant="alice", router_id="r0", attach=claim.attach, why="disconnect")
+    await queue.adopt(claim.rid, tenant="alice", router_id="r1")
+    assert await queue.claim(W2, 1) == []
+    assert [again.solo for again in await queue.claim(W2, 1, solo=True)] == [True]
+
+
 async def test_h9_silence_long_enough_counts_as_a_crash(redis: Redis) -> None:
     queue = Queue(redis, model="test", timings=Timings(hold_ms=0))
     claim = await put_and_claim(queue)

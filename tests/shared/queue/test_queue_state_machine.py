@@ -307,7 +307,9 @@ class QueueMachine(RuleBasedStateMachine):
             assert (ttl == -1) == bool(active)  # nothing without an expiry or an owner
         for rid, ttl in zip(RIDS, found[9:], strict=True):
             assert (ttl == -1) == (rid in records and records[rid].state in ACTIVE)
-        assert {rid.decode() for rid in suspected} == {rid for rid, record in records.items() if record.suspects}
+        assert {rid.decode() for rid in suspected} == {
+            rid for rid, record in records.items() if record.suspects and record.state in ACTIVE
+        }
 
     def teardown(self) -> None:
         """I11, I12: with faults over, one worker empties the queue."""
