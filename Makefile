@@ -6,6 +6,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+# Compute threads that spin while they wait would fight with the test's other processes for the cores.
+export OMP_WAIT_POLICY := passive
+
 .PHONY: serve test full lint constraints wheels clean
 
 serve: $(VENV)/.serve

@@ -278,5 +278,10 @@ def search_path() -> str:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment for a service that `serve` starts: ours, without settings, since it is given a file of them."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    """The environment for a service that `serve` starts: ours, without settings, since it is given a file of them.
+
+    Compute threads sleep while they wait: spinning ones take the cores that the router and its clients need, and make
+    a loaded machine many times slower.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    return {"OMP_WAIT_POLICY": "passive", **kept}
