@@ -50,7 +50,8 @@ def _read_line(interactive: bool) -> str | None:
 def _print_answer(url: str, model: str, messages: list[dict[str, str]]) -> str:
     parts: list[str] = []
     with contextlib.suppress(KeyboardInterrupt):
-        for text in _stream(url, {"model": model, "messages": messages, "stream": True}):
+        # Greedy: small models wander off at the API's default temperature of 1, and the same question gives the same answer.
+        for text in _stream(url, {"model": model, "messages": messages, "stream": True, "temperature": 0}):
             print(text, end="", flush=True)
             parts.append(text)
     print()
