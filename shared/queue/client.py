@@ -275,19 +275,19 @@ def _claim(line: list[bytes]) -> Claim:
     )
 
 
-def _record(rid: str, line: list[bytes]) -> Record | None:
-    if not line:
+def _record(rid: str, line: list[bytes | None]) -> Record | None:
+    if line[0] is None:
         return None
-    state, epoch, owner, router, attach, revivable, crashes, counted, reason, tenant, usage = line
+    state, epoch, owner, router, attach, revivable, crashes, counted, reason, tenant, usage = (value or b"" for value in line)
     return Record(
         rid=rid,
         state=cast(State, state.decode()),
-        epoch=int(epoch),
+        epoch=int(epoch or 0),
         owner=owner.decode(),
         router=router.decode(),
-        attach=int(attach),
+        attach=int(attach or 0),
         revivable=revivable == b"1",
-        crashes=int(crashes),
+        crashes=int(crashes or 0),
         counted=counted == b"1",
         reason=reason.decode(),
         tenant=tenant.decode(),

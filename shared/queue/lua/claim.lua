@@ -60,7 +60,7 @@ local function book(tag)
   redis.call('HSET', P .. 'load', 'drained', text(drained), 'window', text(window))
 end
 
-if solo then
+if solo and k > 0 then
   local rid = head('solo')
   local r = rid and startable('solo', rid)
   if r then

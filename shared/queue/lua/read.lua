@@ -1,8 +1,7 @@
--- read: the records as reconcile compares them, all at one moment; an empty list where there is none.
+-- read: the records as reconcile compares them, all at one moment. Asks for few fields: routers read all they owe every 2 s.
 local found = {}
 for i, rid in ipairs(ARGV) do
-  local r = load(rid)
-  found[i] = r and {r.state, text(r.epoch), r.owner, r.router, text(r.attach), text(r.revivable), text(r.crashes), text(r.counted),
-    r.reason, r.tenant, r.usage} or {}
+  found[i] = redis.call('HMGET', P .. 'r:' .. rid, 'state', 'epoch', 'owner', 'router', 'attach', 'revivable', 'crashes', 'counted',
+    'reason', 'tenant', 'usage')
 end
 return found

@@ -26,5 +26,7 @@ async def put_and_claim(queue: Queue, owner: Owner = W0, **changes: Any) -> Clai
 
 async def lose(queue: Queue, claim: Claim, owner: Owner) -> None:
     """The lease of `claim` ends and is reaped."""
-    assert (await queue.revoke(claim.router, claim.rid, owner, claim.epoch)).verdict == "ok"
-    assert (await queue.reap()).num_requeued == 1
+    revoked = await queue.revoke(claim.router, claim.rid, owner, claim.epoch)
+    reaped = await queue.reap()
+    if (revoked.verdict, reaped.num_requeued) != ("ok", 1):
+        raise AssertionError(f"could not take {claim.rid} from {owner}: {revoked}, {reaped}")
