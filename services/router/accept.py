@@ -62,6 +62,7 @@ def chat_request(body: ChatBody, caller: Caller) -> GenerateRequest:
         )
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs", code="invalid_value")
+    _check_num_messages(len(body.messages))
     chat = tokenizer_pb2.Chat(
         messages=[_message(message, index) for index, message in enumerate(body.messages)],
         add_generation_prompt=body.add_generation_prompt,
@@ -177,12 +178,7 @@ def check_request(request: GenerateRequest) -> None:
 
 def check_chat(chat: tokenizer_pb2.Chat) -> None:
     """Roles, contents and flags of a chat. Raises InvalidRequest."""
-    if not chat.messages:
-        raise InvalidRequest("Invalid 'messages': must hold at least one message.", param="messages", code="empty_array")
-    if len(chat.messages) > MAX_MESSAGES:
-        raise InvalidRequest(
-            f"Invalid 'messages': at most {MAX_MESSAGES} messages.", param="messages", code="array_above_max_length"
-        )
+    _check_num_messages(len(chat.messages))
     for index, message in enumerate(chat.messages):
         _check_message(message, f"messages[{index}]")
     if chat.continue_final_message and chat.HasField("add_generation_prompt") and chat.add_generation_prompt:
@@ -194,6 +190,15 @@ def check_chat(chat: tokenizer_pb2.Chat) -> None:
     for name, given in (("tools", chat.tools_json), ("template_kwargs_json", chat.template_kwargs_json)):
         if given:
             raise InvalidRequest(f"'{name}' is not supported by this server.", param=name, code="unsupported_parameter")
+
+
+def _check_num_messages(num_messages: int) -> None:
+    if num_messages == 0:
+        raise InvalidRequest("Invalid 'messages': must hold at least one message.", param="messages", code="empty_array")
+    if num_messages > MAX_MESSAGES:
+        raise InvalidRequest(
+            f"Invalid 'messages': at most {MAX_MESSAGES} messages.", param="messages", code="array_above_max_length"
+        )
 
 
 def _check_message(message: tokenizer_pb2.ChatMessage, path: str) -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
+from services.router import parse
 from services.router.server import Doors
 from tests.router.doors.fake_plane import FakePlane
 
@@ -79,7 +81,7 @@ async def test_charset_utf8_is_plain_json(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_body_too_large_is_refused_whether_announced_or_not(client: httpx.AsyncClient) -> None:
-    async def pieces() -> object:
+    async def pieces() -> AsyncIterator[bytes]:
         for _ in range(80):
             yield b" " * 2**16
 
@@ -87,6 +89,24 @@ async def test_a_body_too_large_is_refused_whether_announced_or_not(client: http
     check_error(announced, 413, "request_too_large")
     chunked = await client.post(CHAT, content=pieces(), headers=JSON)
     check_error(chunked, 413, "request_too_large")
+
+
+async def test_a_body_that_does_not_come_is_a_408(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parse, "BODY_TIMEOUT_S", 0.05)
+    answer = await raw(doors, b'POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{"model"' % CHAT.encode())
+    assert b" 408 " in answer.splitlines()[0]
+    assert b"x-should-retry: true" in answer
+    assert b'"code":"request_timeout"' in answer
+
+
+async def test_a_body_in_thousands_of_pieces_is_read(client: httpx.AsyncClient) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        body = json.dumps(GOOD | {"messages": [{"role": "user", "content": "x" * 5000}]}).encode()
+        for at in range(len(body)):
+            yield body[at : at + 1]
+
+    answer = await client.post(CHAT, content=pieces(), headers=JSON)
+    assert answer.status_code == 200
 
 
 async def test_paths_and_methods(client: httpx.AsyncClient) -> None:
