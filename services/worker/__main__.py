@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from services.worker.consumer import Consumer
 from services.worker.engine.engine import Engine, EngineLimits
@@ -33,6 +34,7 @@ from shared.rpc import Server, serve
 
 EXIT_STUCK = 70
 SEEN_EVERY_S = 1.0
+STALL_FACTOR = 10
 SWITCH_INTERVAL_S = 0.0005
 REDIS_PATIENCE_S = 10.0
 PROGRESS_EVERY_S = 1.0
@@ -46,18 +48,24 @@ def run(settings: Settings) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # A thread of its own: the compute threads that loading starts end with it.
     with ThreadPoolExecutor(1) as loading:
-        runner = loading.submit(build_runner, settings).result()
-    if asyncio.run(_run(settings, runner)):
+        built = loading.submit(build_runner, settings).result()
+    if asyncio.run(_run(settings, built)):
         # The engine thread may never return, and must not hold up the exit.
         logging.shutdown()
         os._exit(EXIT_STUCK)
 
 
-def build_runner(settings: Settings) -> Runner:
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A runner, and about how long its longest step takes on this machine, seconds."""
+
+    runner: Runner
+    step_s: float = 0.0
+
+
+def build_runner(settings: Settings) -> Built:
     """The runner that `settings` ask for. Raises StartupError."""
-    if settings.worker.runner == "sim":
-        return _sim_runner(settings.worker)
-    return _model_runner(settings)
+    return Built(_sim_runner(settings.worker)) if settings.worker.runner == "sim" else _model_runner(settings)
 
 
 def _sim_runner(config: WorkerConfig) -> Runner:
@@ -72,11 +80,11 @@ def _sim_runner(config: WorkerConfig) -> Runner:
     return SimRunner(spec)
 
 
-def _model_runner(settings: Settings) -> Runner:
+def _model_runner(settings: Settings) -> Built:
     from kernels import load
     from services.worker.models import build
     from services.worker.runtime.kv_cache import plan
-    from services.worker.runtime.runner import ModelRunner, shape_of
+    from services.worker.runtime.runner import ModelRunner, probe, shape_of
 
     config, path = settings.worker, settings.model_path
     if path is None:
@@ -89,7 +97,7 @@ def _model_runner(settings: Settings) -> Runner:
     )
     kv = plan(shape_of(model, config.kv_dtype), config.kv_memory, model.max_model_len)
     logger.info(kv.arithmetic)
-    return ModelRunner(
+    runner = ModelRunner(
         model,
         ops,
         num_blocks=kv.num_blocks,
@@ -98,6 +106,9 @@ def _model_runner(settings: Settings) -> Runner:
         num_threads=config.num_threads,
         device=config.device,
     )
+    step_s = probe(runner, config.max_step_tokens)
+    logger.info(f"a step of {config.max_step_tokens} tokens takes about {step_s:.2f} s")
+    return Built(runner, step_s)
 
 
 def _progress(name: str) -> Callable[[int, int], None]:
@@ -118,8 +129,8 @@ def _progress(name: str) -> Callable[[int, int], None]:
 class Worker:
     """A worker that runs in this event loop. Made by `start`; end it with `close`."""
 
-    def __init__(self, settings: Settings, runner: Runner, queue: Queue, registry: Registry, keys: tuple[bytes, ...]):
-        config = settings.worker
+    def __init__(self, settings: Settings, built: Built, queue: Queue, registry: Registry, keys: tuple[bytes, ...]):
+        config, runner = settings.worker, built.runner
         self.owner = Owner(config.worker_id or socket.gethostname(), secrets.token_hex(8))
         self.ended = asyncio.Event()
         self.failed = False
@@ -128,7 +139,7 @@ class Worker:
         self._queue = queue
         self._registry = registry
         self._loop = asyncio.get_running_loop()
-        self.consumer = Consumer(queue, registry, self.owner, keys, runner.limits, on_fatal=self._fail)
+        self.consumer = Consumer(queue, registry, self.owner, keys, runner.limits, on_fatal=self._fail, step_s=built.step_s)
         self.engine = Engine(
             runner,
             EngineLimits(config.max_num_seqs, config.max_step_tokens),
@@ -136,7 +147,9 @@ class Worker:
             on_tick=self.consumer.on_tick,
             on_fatal=self._engine_failed,
         )
-        self._watchdog = Watchdog(self.engine, lambda: self.engine.stats().stall_limit_s, self._stuck)
+        # Recent steps may all have been short; the longest must not look stuck after them.
+        least_s = STALL_FACTOR * built.step_s
+        self._watchdog = Watchdog(self.engine, lambda: max(least_s, self.engine.stats().stall_limit_s), self._stuck)
         self._server: Server
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -214,7 +227,7 @@ class Worker:
 
 
 @contextlib.asynccontextmanager
-async def start(settings: Settings, runner: Runner) -> AsyncIterator[Worker]:
+async def start(settings: Settings, built: Built) -> AsyncIterator[Worker]:
     """A running worker, closed at the end. Raises StartupError; nothing stays behind then."""
     if settings.redis_url is None or settings.secret_file is None:
         raise StartupError("a worker needs --redis-url and --secret-file")
@@ -223,7 +236,7 @@ async def start(settings: Settings, runner: Runner) -> AsyncIterator[Worker]:
     try:
         queue = Queue(redis, model=settings.names[0])
         await _load(queue, settings.redis_url)
-        worker = Worker(settings, runner, queue, Registry(redis), keys)
+        worker = Worker(settings, built, queue, Registry(redis), keys)
         await worker.start()
         try:
             yield worker
@@ -245,9 +258,9 @@ async def _load(queue: Queue, redis_url: str) -> None:
         await asyncio.sleep(0.2)
 
 
-async def _run(settings: Settings, runner: Runner) -> bool:
+async def _run(settings: Settings, built: Built) -> bool:
     """Serves until told to end; whether the worker failed."""
-    async with start(settings, runner) as worker:
+    async with start(settings, built) as worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.begin_drain, settings.worker.drain_grace_s)

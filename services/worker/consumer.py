@@ -31,6 +31,7 @@ CLAIM_AT_ONCE = 8
 # A busy worker leaves a ring to an idler one for up to this long.
 YIELD_S = 0.01
 MISMATCH_PAUSE_S = 0.5
+LEASE_STEPS = 3
 RETRY_S, MAX_RETRY_S = 0.1, 1.0
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 class Consumer:
     """All assignments of one worker. Everything but `on_step` and `on_tick` is called on its event loop.
 
+    step_s: about how long the longest step takes; a lease outlasts some of them.
     on_fatal: told of an error that nothing here can mend; the process should end.
     """
 
@@ -51,6 +53,7 @@ class Consumer:
         limits: RunnerLimits,
         *,
         on_fatal: Callable[[BaseException], None],
+        step_s: float = 0.0,
         grace_s: float = GRACE_S,
     ):
         self.held: dict[str, Assignment] = {}
@@ -69,7 +72,8 @@ class Consumer:
         self._engine: Engine
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lease_s = queue.timings.lease_ms / 1000
+        self._least_lease_s = max(queue.timings.lease_ms / 1000, LEASE_STEPS * step_s)
+        self._lease_s = self._least_lease_s
         self._renew_at = 0.0
         self._renewing: asyncio.Task[None] | None = None
         self._claim_after = 0.0
@@ -304,7 +308,7 @@ class Consumer:
             self._renewing = self._spawn(self._renew())
 
     async def _renew(self) -> None:
-        self._lease_s = max(self._queue.timings.lease_ms / 1000, self._engine.stats().stall_limit_s)
+        self._lease_s = max(self._least_lease_s, self._engine.stats().stall_limit_s)
         asked = [assignment for assignment in self.held.values() if not assignment.ending]
         lines = [Held(each.rid, each.claim.epoch, each.outbound.attach, each.outbound.num_tokens) for each in asked]
         if asked:

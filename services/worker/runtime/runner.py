@@ -4,17 +4,23 @@ Tokens depend on the request alone where the ops do not let rows see each other 
 It knows nothing of requests, of time or of why a step was put together.
 """
 
+import threading
+import time
 from collections.abc import Sequence
 
 import torch
 
 from kernels import Ops
 from services.worker.backends.base import KVCache
-from services.worker.engine.step import RunnerLimits, Step, StepResult
+from services.worker.engine.step import BLOCK_SIZE, Row, RunnerLimits, Start, Step, StepResult
 from services.worker.models import Model
 from services.worker.runtime.kv_cache import KVShape, allocate
 from services.worker.runtime.prepare import num_wanted, prepare
 from services.worker.runtime.sampler import Sampler
+from shared.errors import StartupError
+from shared.sampling import SamplingParams
+
+PROBE_TOKENS = 128
 
 
 def shape_of(model: Model, kv_dtype: str) -> KVShape:
@@ -45,12 +51,15 @@ class ModelRunner:
         self._kv: Sequence[KVCache] = allocate(shape_of(model, kv_dtype), num_blocks, device)
         self._sampler = Sampler(ops, model.eos_token_ids)
         self._num_threads = num_threads
+        self._thread = 0
 
     def run(self, step: Step) -> StepResult:
         """Computes one step."""
-        if self._num_threads is not None:
-            torch.set_num_threads(self._num_threads)
-            self._num_threads = None
+        if self._thread != threading.get_ident():
+            # OpenMP keeps the number per calling thread.
+            self._thread = threading.get_ident()
+            if self._num_threads is not None:
+                torch.set_num_threads(self._num_threads)
         with torch.inference_mode():
             self._sampler.update(step)
             logits = self._model.forward(prepare(step.rows, self._device), self._kv)
@@ -59,3 +68,21 @@ class ModelRunner:
     def close(self) -> None:
         """Frees the KV cache."""
         self._kv = ()
+
+
+def probe(runner: ModelRunner, max_step_tokens: int) -> float:
+    """Seconds that a step of max_step_tokens takes, from a shorter one that also shows that the model computes numbers.
+
+    For a runner that no engine uses yet. Raises StartupError if the model's output is not a number.
+    """
+    num_tokens = min(PROBE_TOKENS, max_step_tokens, runner.limits.max_model_len - 1)
+    prompt = [index % runner.limits.vocab_size for index in range(num_tokens)]
+    blocks = range(-(-num_tokens // BLOCK_SIZE))
+    start = Start(0, 0, SamplingParams(temperature=0.0, seed=0, max_tokens=1), prompt, ())
+    started_at = time.monotonic()
+    result = runner.run(Step([Row(0, 0, prompt, blocks, sample=True)], [start]))
+    took_s = time.monotonic() - started_at
+    if result.rows[0].error is not None:
+        raise StartupError(f"the model does not work: {result.rows[0].error}; are its files whole?")
+    runner.run(Step([Row(1, 0, prompt[:1], blocks[:1], sample=False)], ends=[0]))
+    return took_s * max_step_tokens / num_tokens

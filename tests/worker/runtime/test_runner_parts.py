@@ -17,6 +17,7 @@ from services.worker.engine.step import Row, Start, Step
 from services.worker.models import Model, build
 from services.worker.runtime.kv_cache import KVShape, allocate, plan
 from services.worker.runtime.prepare import num_wanted, prepare
+from services.worker.runtime.runner import probe
 from services.worker.runtime.sampler import Counts
 from shared.errors import StartupError
 from shared.sampling import SamplingParams
@@ -117,7 +118,9 @@ def test_logprobs_come_from_raw_logits(model: Model, ops: Ops, raw: torch.Tensor
 
 
 class Spoiled:
-    """A model that gives NaN for sequences whose first token of a step is 66."""
+    """A model that gives NaN after one token."""
+
+    bad_token = 66
 
     def __init__(self, model: Model):
         self.spec, self.num_layers = model.spec, model.num_layers
@@ -126,7 +129,7 @@ class Spoiled:
 
     def forward(self, batch: Batch, kv: object) -> torch.Tensor:
         logits = self._model.forward(batch, kv)  # type: ignore[arg-type]
-        logits[batch.token_ids[batch.logit_indices] == 66] = torch.nan
+        logits[batch.token_ids[batch.logit_indices] == self.bad_token] = torch.nan
         return logits
 
 
@@ -139,6 +142,14 @@ def test_logits_that_are_no_numbers_end_their_row_alone(model: Model, ops: Ops) 
     assert engine.finishes["bad", 0].reason == "error"
     assert "not a number" in (engine.finishes["bad", 0].error or "")
     assert engine.tokens["good", 0] == expected
+
+
+def test_a_model_that_computes_no_numbers_does_not_start(model: Model, ops: Ops) -> None:
+    assert 0 < probe(runner_of(model, ops, 16), 512) < 10
+    spoiled = Spoiled(model)
+    spoiled.bad_token = 127
+    with pytest.raises(StartupError, match="not a number"):
+        probe(runner_of(spoiled, ops, 16), 512)  # type: ignore[arg-type]
 
 
 def test_bias_that_leaves_no_token_is_an_error_of_its_row(model: Model, ops: Ops) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from services.worker.__main__ import Worker, start
+from services.worker.__main__ import Built, Worker, start
 from services.worker.sim import SimRunner, SimSpec, expected_tokens
 from shared.config import Settings, WorkerConfig
 from shared.pb import types_pb2
@@ -57,7 +57,7 @@ class Plane:
         address = f"unix:{self.folder}/{worker_id}.admin"
         worker = WorkerConfig(worker_id=worker_id, admin_address=address, runner="sim", **config)
         settings = Settings(model="test", redis_url=self.url, secret_file=self.folder / "secret", worker=worker)
-        return await self.stack.enter_async_context(start(settings, SimRunner(spec)))
+        return await self.stack.enter_async_context(start(settings, Built(SimRunner(spec))))
 
     async def put(
         self,

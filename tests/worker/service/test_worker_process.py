@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.worker.__main__ import EXIT_STUCK, start
+from services.worker.__main__ import EXIT_STUCK, Built, start
 from services.worker.sim import SimRunner
 from shared.config import Settings, WorkerConfig
 from shared.errors import StartupError
@@ -89,6 +89,6 @@ async def test_what_is_missing_is_named_in_one_line(plane: Plane, monkeypatch: p
     (plane.folder / "short").write_bytes(KEY[:8])
     for settings, match in ((nowhere, "no Redis answers"), (taken, "worker.admin-address"), (short, "32 characters")):
         with pytest.raises(StartupError, match=match) as caught:
-            async with start(settings, SimRunner(SPEC)):
+            async with start(settings, Built(SimRunner(SPEC))):
                 pass
         assert "\n" not in str(caught.value)
