@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-ASK_AGAIN_S = 0.1
+ASK_AGAIN_S = 1.0
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
@@ -13,11 +13,13 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     Once is not enough: up to Python 3.11 asyncio.wait_for, which clients of sockets are built on, forgets a cancel that
     meets its result.
     """
-    left = {task for task in tasks if not task.done()}
+    every = list(tasks)
+    left = {task for task in every if not task.done()}
     while left:
         for task in left:
             task.cancel()
-        done, left = await asyncio.wait(left, timeout=ASK_AGAIN_S)
-        for task in done:
-            if not task.cancelled():
-                task.exception()
+        _, left = await asyncio.wait(left, timeout=ASK_AGAIN_S)
+    for task in every:
+        if not task.cancelled():
+            # An exception that nobody looks at is logged as forgotten.
+            task.exception()
