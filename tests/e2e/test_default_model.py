@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 
 import grpc
 import openai
@@ -14,8 +15,10 @@ QUESTION = "What is the capital of France?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
 
 
-def client(stack: Stack) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0, timeout=60)
+@pytest.fixture
+def api(smollm2: Stack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{smollm2.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
 
 
 def test_curl(smollm2: Stack) -> None:
@@ -27,8 +30,7 @@ def test_curl(smollm2: Stack) -> None:
     assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"]
 
 
-def test_openai_streamed_and_not_are_one_answer(smollm2: Stack) -> None:
-    api = client(smollm2)
+def test_openai_streamed_and_not_are_one_answer(api: openai.OpenAI) -> None:
     whole = api.chat.completions.create(model="default", messages=MESSAGES, temperature=0, max_tokens=32)
     chunks = list(
         api.chat.completions.create(
@@ -56,8 +58,7 @@ def test_grpc(smollm2: Stack) -> None:
     assert models[0] == "SmolLM2-135M-Instruct"
 
 
-def test_every_name_is_the_one_model(smollm2: Stack) -> None:
-    api = client(smollm2)
+def test_every_name_is_the_one_model(api: openai.OpenAI) -> None:
     ids = [model.id for model in api.models.list()]
     assert ids[0] == "SmolLM2-135M-Instruct"
     for name in (ids[0], "default"):
@@ -73,9 +74,9 @@ def test_chat_command(smollm2: Stack) -> None:
     assert "Paris" in done.stdout or "France" in done.stdout
 
 
-def test_a_prompt_too_long_is_refused_with_the_numbers(smollm2: Stack) -> None:
+def test_a_prompt_too_long_is_refused_with_the_numbers(api: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client(smollm2).completions.create(model="default", prompt=[5] * 9000, max_tokens=5)
+        api.completions.create(model="default", prompt=[5] * 9000, max_tokens=5)
     assert caught.value.code == "context_length_exceeded"
     assert "9000" in caught.value.message
     assert "8192" in caught.value.message
