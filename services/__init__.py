@@ -1,1 +1,1 @@
-"""The services; they meet only in protos/ and shared/."""
+"""The services. They meet only in protos/ and shared/: each knows nothing of the others' code."""

@@ -16,7 +16,7 @@ MAX_FILE, MAX_FUNCTION, MAX_P95 = 400, 80, 40
 ROOMS = ("shared", "kernels", "services", "bench", "tests", "protos", "deploy")
 
 # Inside services/worker each name may import those before it; engine is a room apart.
-WORKER_ORDER = ("batch", "backends", "layers", "weights", "models", "runtime", "server", "consumer", "__main__")
+WORKER_ORDER = ("batch", "backends", "layers", "weights", "models", "runtime", "consumer", "server", "__main__")
 
 
 @cache
