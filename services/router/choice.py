@@ -226,8 +226,13 @@ class ChoiceText:
             events.append(self._end())
 
     def _count(self, end: int) -> None:
-        if end > self.num_given:
-            self.crc = crc32(pack(self.log.token_ids[self.num_given : end]), self.crc)
+        start = self.num_given
+        if end == start + 1:
+            # One token at a time is the rule; packing it alone is four times as fast.
+            self.crc = crc32(self.log.token_ids[start].to_bytes(4, "little"), self.crc)
+            self.num_given = end
+        elif end > start:
+            self.crc = crc32(pack(self.log.token_ids[start:end]), self.crc)
             self.num_given = end
 
     def _end(self) -> ChoiceEnd:

@@ -86,7 +86,9 @@ class Generation:
         self._choices = [ChoiceText(log, facts.rule, self) for log in held.choices]
         self._offered: list[ChoiceText] = []
         self._num_open = len(self._choices)
-        self._ready = asyncio.Event()
+        # An asyncio.Event would do; a bare future costs half of it, once per token.
+        self._ready = False
+        self._waiter: asyncio.Future[None] | None = None
         self._error: RoadtrainError | None = None
         self._over = False
         # Since when the reader has had something in hand; None while it waits for us.
@@ -130,8 +132,10 @@ class Generation:
         try:
             while True:
                 self._reading_since = None
-                await self._ready.wait()
-                self._ready.clear()
+                if not self._ready:
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
+                self._ready = False
                 if self._error is not None:
                     raise self._error
                 batch = self._collect()
@@ -182,7 +186,7 @@ class Generation:
         if not choice.offered:
             choice.offered = True
             self._offered.append(choice)
-            self._ready.set()
+            self._wake()
         if self._reading_since is not None and not self.held.paused and self._num_unread() > PAUSE_TOKENS:
             self._road.sequencer.pause(self.held, True)
 
@@ -201,6 +205,11 @@ class Generation:
         """See choice.Owner."""
         message = "The model's tokens could not be turned into text; it has been logged."
         self._fail(InternalError(message), Ending.DISCONNECT)
+
+    def _wake(self) -> None:
+        self._ready = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _num_unread(self) -> int:
         return sum(len(choice.log.token_ids) - choice.num_given for choice in self._choices)
@@ -228,7 +237,7 @@ class Generation:
         for choice in self._choices:
             self._road.decoder.forget(choice)
         self._retire(ending)
-        self._ready.set()
+        self._wake()
         return True
 
     def _retire(self, ending: Ending) -> None:
