@@ -115,6 +115,13 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
+def one_line(exception: BaseException) -> str:
+    """What went wrong, for a log line: gRPC's own text is many lines."""
+    if isinstance(exception, grpc.aio.AioRpcError):
+        return f"{exception.code().name}: {(exception.details() or '')[:160]}"
+    return f"{type(exception).__name__}: {exception}"
+
+
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RoadtrainError) -> NoReturn:
     """Ends the call with `error`'s status, its message, and its code, param and retry-after as trailing metadata."""
     trailing = [(ERROR_CODE_KEY, error.code), (ERROR_PARAM_KEY, error.param)]

@@ -12,7 +12,7 @@ from shared.errors import StartupError
 
 # The server ends itself when file descriptor 0, a pipe from `serve`, closes: it must not outlive a killed parent.
 # The shell gives background jobs /dev/null as standard input, hence the detour over descriptor 3.
-_UNTIL_PIPE_CLOSES = 'exec 3<&0; (cat <&3 >/dev/null; kill $$) & exec "$@" 3<&- </dev/null'
+_UNTIL_PIPE_CLOSES = 'exec 3<&0; (cat <&3 >/dev/null; kill $$ 2>/dev/null) & exec "$@" 3<&- </dev/null'
 
 
 def find_server() -> str:

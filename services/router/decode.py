@@ -15,6 +15,7 @@ import grpc
 
 from services.router.tokenizer import Replica, Tokenizers, backoff
 from shared.pb import tokenizer_pb2
+from shared.rpc import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,10 @@ class Decoder:
                     tasks.create_task(self._read(call))
             except* Exception as errors:
                 attempt = 0 if self._answered else attempt + 1
-                logger.warning("the decode stream broke", extra={"address": replica.address, "cause": repr(errors.exceptions[0])})
+                # One that never answered may still be starting; readiness says so, once, without a line per attempt.
+                level = logging.WARNING if self._answered else logging.DEBUG
+                cause = one_line(errors.exceptions[0])
+                logger.log(level, "the decode stream broke", extra={"address": replica.address, "cause": cause})
             finally:
                 self.connected = False
                 if call is not None:
