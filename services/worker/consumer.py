@@ -148,7 +148,10 @@ class Consumer:
         most = 2 * stats.free_blocks * self._limits.block_size
         claims = await self._queue.claim(self._owner, num, solo=not self.held, lease_ms=self._lease_ms, max_cost=most)
         for claim in claims:
-            self._accept(claim)
+            if self.draining:
+                await self._queue.release(self._owner, claim.rid, claim.epoch)
+            else:
+                self._accept(claim)
         return len(claims) == num
 
     @property

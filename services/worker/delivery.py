@@ -21,7 +21,7 @@ from shared.tasks import end_tasks
 
 PROTOCOL_VERSION = 1
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 2.0
-DIAL_TIMEOUT_S = 5.0
+DIAL_TIMEOUT_S = 2.0
 IDLE_S = 60.0
 
 logger = logging.getLogger(__name__)

@@ -68,7 +68,15 @@ class Sampled:
     def __init__(self, start: Start, eos_token_ids: tuple[int, ...]):
         params = start.params
         self.params = params
-        self.choice = start.choice
+        self.reals = (
+            params.temperature,
+            params.top_p,
+            params.min_p,
+            params.presence_penalty,
+            params.frequency_penalty,
+            params.repetition_penalty,
+        )
+        self.wholes = (params.seed or 0, start.choice, params.top_k)
         self.prompt = start.prompt
         self.num_output = len(start.output)
         counted = params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
@@ -206,40 +214,38 @@ class Sampler:
 
 def params_of(draws: Sequence[Draw], device: str) -> SampleParams:
     """The arrays of `draws`, on the device."""
-    params = [draw.sequence.params for draw in draws]
+    reals = np.array([draw.sequence.reals for draw in draws], dtype=np.float32).T
+    wholes = np.array([(draw.position, *draw.sequence.wholes) for draw in draws], dtype=np.int64).T
 
-    def column(values: Iterable[float], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(list(values), dtype=dtype, device=device)
-
-    def joined(lists: Sequence[NDArray[np.generic]]) -> Tensor:
-        return torch.from_numpy(np.concatenate(lists)).to(device)
+    def put(values: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
     def starts(lists: Sequence[NDArray[np.generic]]) -> Tensor:
-        return column(accumulate(map(len, lists), initial=0), torch.int32)
+        return put(np.array([0, *accumulate(map(len, lists))], dtype=np.int32))
 
     output = [draw.output_ids for draw in draws]
     seen = [draw.seen_ids for draw in draws]
     bias = [draw.sequence.bias_ids for draw in draws]
     banned = [draw.banned_ids for draw in draws]
     return SampleParams(
-        temperature=column((each.temperature for each in params), torch.float32),
-        top_k=column((each.top_k for each in params), torch.int32),
-        top_p=column((each.top_p for each in params), torch.float32),
-        min_p=column((each.min_p for each in params), torch.float32),
-        presence_penalty=column((each.presence_penalty for each in params), torch.float32),
-        frequency_penalty=column((each.frequency_penalty for each in params), torch.float32),
-        repetition_penalty=column((each.repetition_penalty for each in params), torch.float32),
-        seed=column((each.seed or 0 for each in params), torch.int64),
-        position=column((draw.position for draw in draws), torch.int64),
-        choice=column((draw.sequence.choice for draw in draws), torch.int64),
+        temperature=put(reals[0]),
+        top_k=put(wholes[3].astype(np.int32)),
+        top_p=put(reals[1]),
+        min_p=put(reals[2]),
+        presence_penalty=put(reals[3]),
+        frequency_penalty=put(reals[4]),
+        repetition_penalty=put(reals[5]),
+        seed=put(wholes[1]),
+        position=put(wholes[0]),
+        choice=put(wholes[2]),
         output_start=starts(output),
-        output_ids=joined(output),
-        output_counts=joined([draw.output_counts for draw in draws]),
+        output_ids=put(np.concatenate(output)),
+        output_counts=put(np.concatenate([draw.output_counts for draw in draws])),
         seen_start=starts(seen),
-        seen_ids=joined(seen),
+        seen_ids=put(np.concatenate(seen)),
         bias_start=starts(bias),
-        bias_ids=joined(bias),
-        bias_values=joined([draw.sequence.bias_values for draw in draws]),
+        bias_ids=put(np.concatenate(bias)),
+        bias_values=put(np.concatenate([draw.sequence.bias_values for draw in draws])),
         banned_start=starts(banned),
-        banned_ids=joined(banned),
+        banned_ids=put(np.concatenate(banned)),
     )

@@ -73,7 +73,8 @@ class EngineRun:
             done = self._changed.wait_for(lambda: self.failure or all(key in self.finishes for key in wanted), 100)
         if self.failure is not None:
             raise self.failure
-        assert done
+        if not done:
+            raise TimeoutError("the engine did not end all requests")
 
     def stats(self) -> EngineStats:
         return self._engine.stats()

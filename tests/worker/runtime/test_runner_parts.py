@@ -25,6 +25,8 @@ from tests.worker.models import tiny
 from tests.worker.models.paged import PagedLoop
 from tests.worker.runtime.engine_run import GREEDY, SEEDED, EngineRun, runner_of
 
+pytestmark = pytest.mark.optimized
+
 SHAPE = KVShape(num_layers=2, num_kv_heads=3, head_dim=8, dtype="float32")
 PROMPT = [(7 * number) % 128 + 3 for number in range(45)]
 

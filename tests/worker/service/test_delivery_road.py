@@ -2,11 +2,15 @@
 
 import asyncio
 
+import pytest
+
 from services.worker.sim import SimSpec
 from shared.pb import types_pb2, worker_pb2, worker_pb2_grpc
 from shared.rpc import connect as connect_rpc
 from tests.worker.service.conftest import SPEC, Plane, answer, params
 from tests.worker.service.router_double import Owed, until
+
+pytestmark = pytest.mark.optimized
 
 SLOW = SimSpec(num_blocks=512, max_model_len=2048, vocab_size=1000, step_ms=5.0)
 PROMPT = list(range(40))

@@ -18,6 +18,8 @@ from services.worker.outbound import Message, Outbound
 from shared.pb import delivery_pb2
 from shared.sampling import SamplingParams
 
+pytestmark = pytest.mark.optimized
+
 NUM_TOKENS = 30
 WINDOW, MESSAGE = 7, 9
 
