@@ -1,7 +1,6 @@
 """A worker as a process: it serves, drains on SIGTERM with exit 0, and ends start-up in one line when something is wrong."""
 
 import asyncio
-import os
 import signal
 import socket
 import sys
@@ -11,7 +10,7 @@ import pytest
 
 from services.worker.__main__ import EXIT_STUCK, Built, start
 from services.worker.sim import SimRunner
-from shared.config import Settings, WorkerConfig
+from shared.config import Settings, WorkerConfig, child_environment
 from shared.errors import StartupError
 from tests.worker.service.conftest import KEY, SPEC, Plane, answer, params
 from tests.worker.service.router_double import until
@@ -46,9 +45,8 @@ def arguments(plane: Plane) -> list[str]:
 
 
 async def launch(plane: Plane, *command: str) -> asyncio.subprocess.Process:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ROADTRAIN_")}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *command, *arguments(plane), cwd=ROOT, env=environment, stderr=asyncio.subprocess.PIPE
+        sys.executable, *command, *arguments(plane), cwd=ROOT, env=child_environment(), stderr=asyncio.subprocess.PIPE
     )
     plane.stack.callback(lambda: process.returncode is None and process.kill())
     return process
