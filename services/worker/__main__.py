@@ -23,6 +23,7 @@ from services.worker.server import Admin
 from services.worker.sim import SimRunner, SimSpec
 from services.worker.watchdog import Watchdog
 from shared.config import Settings, WorkerConfig, cache_dir
+from shared.config import load as load_settings
 from shared.errors import StartupError, Unavailable
 from shared.pb import worker_pb2_grpc
 from shared.queue.client import Queue
@@ -31,6 +32,7 @@ from shared.queue.payload import read_keys
 from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, WorkerFacts
 from shared.queue.types import Owner
 from shared.rpc import Server, serve
+from shared.telemetry import configure_logging
 
 EXIT_STUCK = 70
 SEEN_EVERY_S = 1.0
@@ -276,7 +278,15 @@ async def _every(period_s: float, do: Callable[[], object]) -> None:
             await do()  # type: ignore[misc]
 
 
-if __name__ == "__main__":
-    from shared.config import load as load_settings
+def main() -> None:
+    """`python -m services.worker`: a worker without the launcher, for settings that name the model's files."""
+    try:
+        settings = load_settings(sys.argv[1:], program="worker")
+        configure_logging("worker", settings.log_level, settings.log_format)
+        run(settings)
+    except StartupError as error:
+        sys.exit(f"worker: {error}")
 
-    run(load_settings(sys.argv[1:]))
+
+if __name__ == "__main__":
+    main()

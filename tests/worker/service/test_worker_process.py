@@ -45,8 +45,15 @@ def arguments(plane: Plane) -> list[str]:
 
 
 async def launch(plane: Plane, *command: str) -> asyncio.subprocess.Process:
+    """The command with the arguments above; its own come last and win."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *command, *arguments(plane), cwd=ROOT, env=child_environment(), stderr=asyncio.subprocess.PIPE
+        sys.executable,
+        *command[:2],
+        *arguments(plane),
+        *command[2:],
+        cwd=ROOT,
+        env=child_environment(),
+        stderr=asyncio.subprocess.PIPE,
     )
     plane.stack.callback(lambda: process.returncode is None and process.kill())
     return process
@@ -73,6 +80,13 @@ async def test_a_stuck_engine_exits_70_and_keeps_its_lease_to_run_out(plane: Pla
     assert await asyncio.wait_for(process.wait(), 30) == EXIT_STUCK
     record = await plane.record(owed)
     assert (record.state, record.owner.split(":")[0]) == ("running", "w0")
+
+
+async def test_the_process_ends_with_that_line_and_1(plane: Plane) -> None:
+    process = await launch(plane, "-m", "services.worker", "--runner", "model")
+    _, output = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 1
+    assert output.decode().splitlines() == ["worker: a worker needs the model's files: set model_path"]
 
 
 async def test_what_is_missing_is_named_in_one_line(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
