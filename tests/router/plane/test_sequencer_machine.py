@@ -114,8 +114,11 @@ class Machine(RuleBasedStateMachine):
         """`same_epoch`: two owners of one epoch, which only a lying clock could issue."""
         if not same_epoch or not self.epoch:
             self.epoch += 1
-        author = Author(rid, self.epoch, worker)
-        self.authors.append(author)
+        known = [each for each in self.authors if (each.rid, each.epoch, each.worker) == (rid, self.epoch, worker)]
+        # One assignment is one log, however often it is claimed.
+        author = known[0] if known else Author(rid, self.epoch, worker)
+        if not known:
+            self.authors.append(author)
         for link in [link for link in self.links if link.owner == worker][-1:]:
             self.claim_on(link, author)
 
