@@ -45,13 +45,12 @@ class OutboundMachine(RuleBasedStateMachine):
         self.accepted: dict[int, list[int]] = {0: [], 1: []}
         self.prompt_seen = False
         self.settled: set[int] = set()
+        self.stopped: set[int] = set()
         self.down: deque[delivery_pb2.FromWorker] = deque()
         self.num_streams = 0
         self.dial()
 
     def teardown(self) -> None:
-        self.outbound.detach()
-        self.dial()
         for _ in range(200):
             self.engine(0, 5)
             self.engine(1, 5)
@@ -82,6 +81,7 @@ class OutboundMachine(RuleBasedStateMachine):
         message = Message()
         self.outbound.fill(message)
         assert len(message.body.frames.token_ids) <= MESSAGE
+        assert not self.stopped & {*message.body.frames.choice, *(finish.choice for finish in message.body.finishes)}
         if message.body.ByteSize():
             self.down.append(message.body)
 
@@ -137,6 +137,7 @@ class OutboundMachine(RuleBasedStateMachine):
     def adopt(self) -> None:
         """The client is at another router, which has nothing."""
         self.accepted, self.settled, self.prompt_seen = {0: [], 1: []}, set(), False
+        self.stopped = set()
         self.dial()
 
     @rule(choice=st.integers(0, 1), count=st.integers(1, 10))
@@ -163,6 +164,7 @@ class OutboundMachine(RuleBasedStateMachine):
         if log and choice not in self.settled:
             del log[max(1, len(log) - back) :]
             self.settled.add(choice)
+            self.stopped.add(choice)
             self.over.add(choice)
             self.outbound.stop(choice, len(log))
 
