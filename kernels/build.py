@@ -8,6 +8,7 @@ threads that spin and 0.1 ms with threads that sleep. It knows nothing of what t
 
 import ctypes
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+_LOG = logging.getLogger(__name__)
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"),
@@ -58,7 +60,7 @@ def library(cache_dir: Path, variant: str | None = None) -> Library:
     """The kernels, compiled into cache_dir if they are not there yet, in the best variant this processor runs unless one
     is named. Raises BuildError.
 
-    Several processes may call this at once: each compiles in a directory of its own and renames the result.
+    Several processes may call this at once: each compiles in a directory of its own and keeps the result whole.
     """
     compiler = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:
@@ -69,12 +71,31 @@ def library(cache_dir: Path, variant: str | None = None) -> Library:
     folder = Path(__file__).parent
     sources = sorted(folder.glob("*/cpu*.cpp"))
     target = cache_dir / f"kernels-{variant}-{_key(compiler, flags, folder)}.so"
-    if not target.exists():
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_dir, prefix="compiling-") as work:
-            _compile(compiler, flags, sources, Path(work) / target.name)
-            os.replace(Path(work) / target.name, target)
-    return Library(variant, ctypes.CDLL(str(target)))
+    if target.exists():
+        return Library(variant, ctypes.CDLL(str(target)))
+    with tempfile.TemporaryDirectory(prefix="roadtrain-compiling-") as work:
+        built = Path(work) / target.name
+        _compile(compiler, flags, sources, built)
+        # Loaded before the folder goes: a cache that is full or read-only costs the next start a compilation, no more.
+        loaded = Library(variant, ctypes.CDLL(str(built)))
+        try:
+            _keep(built, target)
+        except OSError as error:
+            _LOG.warning("The compiled kernels could not be kept in %s: %s", cache_dir, error.strerror)
+    return loaded
+
+
+def _keep(built: Path, target: Path) -> None:
+    """Puts a file in the cache whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix="keeping-")
+    os.close(descriptor)
+    try:
+        shutil.copyfile(built, name)
+        os.replace(name, target)
+    except OSError:
+        os.unlink(name)
+        raise
 
 
 def _key(compiler: str, flags: tuple[str, ...], folder: Path) -> str:
@@ -99,4 +120,9 @@ def _run(command: list[str]) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]} did not run: {error}") from error
     if done.returncode:
-        raise BuildError(f"{command[0]} failed on the CPU kernels: {done.stderr.strip()[:2000]}")
+        raise BuildError(f"{command[0]} failed on the CPU kernels: {_first_error(done.stderr)}")
+
+
+def _first_error(text: str) -> str:
+    lines = text.strip().splitlines()
+    return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "it said nothing")

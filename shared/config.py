@@ -260,11 +260,9 @@ def _check_environment() -> None:
 
 
 def cache_dir() -> Path:
-    """Where compiled kernels, repacked weights and the bundled model are kept; made if missing."""
+    """Where compiled kernels, repacked weights and the bundled model are kept; may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    path = Path(base) / "roadtrain"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return Path(base) / "roadtrain"
 
 
 def hub_offline() -> bool:
@@ -281,7 +279,7 @@ def child_environment() -> dict[str, str]:
     """The environment for a service that `serve` starts: ours, without settings, since it is given a file of them.
 
     Compute threads sleep while they wait: spinning ones take the cores that the router and its clients need, and make
-    a loaded machine many times slower.
+    a loaded machine many times slower. gRPC's own notes on connections that end are ours to make.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
-    return {"OMP_WAIT_POLICY": "passive", **kept}
+    return {"OMP_WAIT_POLICY": "passive", "GRPC_VERBOSITY": "ERROR", **kept}

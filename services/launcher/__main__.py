@@ -5,6 +5,7 @@ which then does not try again. It knows the commands, and nothing of how they do
 """
 
 import asyncio
+import errno
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -33,6 +34,10 @@ Every setting is a flag (--router.port 9000), a variable (ROADTRAIN_ROUTER__PORT
 (--config FILE). `roadtrain serve --help` lists them."""
 
 
+DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES)
+DISK_CURE = "make room or set XDG_CACHE_HOME (models, kernels) and TMPDIR (sockets) to folders that can be written"
+
+
 def main() -> None:
     """Entry point of the command."""
     arguments = sys.argv[1:]
@@ -41,6 +46,11 @@ def main() -> None:
         sys.exit(_run([argument for argument in arguments if argument != "--child"], child))
     except StartupError as error:
         print(f"roadtrain: {error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG if child else 1)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"roadtrain: {error.filename or 'the disk'}: {error.strerror}; {DISK_CURE}", file=sys.stderr)
         sys.exit(EXIT_CONFIG if child else 1)
     except KeyboardInterrupt:
         sys.exit(130)

