@@ -112,7 +112,12 @@ class OutboundMachine(RuleBasedStateMachine):
             elif finish.choice not in self.settled:
                 self.outbound.resend(finish.choice, len(self.accepted[finish.choice]))
 
-    @rule()
+    @rule(chance=st.integers(0, 7))
+    def break_off(self, chance: int) -> None:
+        """Now and then only: a new dial heals much that should be found first."""
+        if chance == 7:
+            self.dial()
+
     def dial(self) -> None:
         """The stream broke and is dialled again: what was in flight is lost, Begin tells what was accepted."""
         self.down.clear()
@@ -133,17 +138,19 @@ class OutboundMachine(RuleBasedStateMachine):
                     self.over.add(choice)
                     self.outbound.extend(Delta(work, choice, NUM_TOKENS, [], finish=Finish("length", NUM_TOKENS)))
 
-    @rule()
-    def adopt(self) -> None:
+    @rule(chance=st.integers(0, 7))
+    def adopt(self, chance: int) -> None:
         """The client is at another router, which has nothing."""
+        if chance < 7:
+            return
         self.accepted, self.settled, self.prompt_seen = {0: [], 1: []}, set(), False
         self.stopped = set()
         self.dial()
 
-    @rule(choice=st.integers(0, 1), count=st.integers(1, 10))
-    def another_author(self, choice: int, count: int) -> None:
+    @rule(choice=st.integers(0, 1), count=st.integers(1, 10), chance=st.integers(0, 7))
+    def another_author(self, choice: int, count: int, chance: int) -> None:
         """Another worker delivered some in between."""
-        if self.prompt_seen and choice not in self.settled:
+        if chance == 7 and self.prompt_seen and choice not in self.settled:
             log = self.accepted[choice]
             log += truth(choice)[len(log) : len(log) + count]
             self.dial()
