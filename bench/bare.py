@@ -1,9 +1,11 @@
 """A uvicorn server that answers every request with the same events, without any logic: what the road is held against.
 
-Run as python -m bench.bare PORT FILE COUNT: FILE holds one event, sent COUNT times per request, a write for each. It
-knows nothing of Roadtrain.
+Run as python -m bench.bare PORT FILE COUNT: FILE holds one event, sent COUNT times per request. After each the
+other streams have their turn, as tokens come in turn: so every event is a write of its own, never many in one.
+It knows nothing of Roadtrain.
 """
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ def app(event: bytes, count: int) -> Any:
                 pass
             for _ in range(count):
                 await send(chunk)
+                await asyncio.sleep(0)
         await send(end)
 
     return answer
