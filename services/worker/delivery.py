@@ -205,13 +205,14 @@ class Link:
                         await self._answered.wait()
             self._wake.clear()
             message = self._message()
-            if message is not None:
-                if message.HasField("frames"):
-                    self._answered.clear()
-                await call.write(message)
+            if message.has_tokens:
+                self._answered.clear()
+            body = message.whole()
+            if body is not None:
+                await call.write(body)
 
-    def _message(self) -> delivery_pb2.FromWorker | None:
-        """All that can be said now, of all assignments, up to a message's size; None if there is nothing."""
+    def _message(self) -> Message:
+        """All that can be said now, of all assignments, up to a message's size."""
         message = Message()
         for outbound in self._to_claim:
             outbound.stream = self._next_stream
@@ -224,7 +225,7 @@ class Link:
             if outbound.fill(message):
                 self._dirty[outbound] = None
                 self._wake.set()
-        return message.body if message.body.ByteSize() else None
+        return message
 
     async def _read(self, call: Any, heard: list[bool]) -> None:
         async for message in call:
@@ -240,9 +241,8 @@ class Link:
                 self.touch(outbound)
         acks = message.acks
         for stream, choice, num_tokens in zip(acks.stream, acks.choice, acks.num_tokens, strict=True):
-            if (outbound := streams.get(stream)) is not None:
-                if outbound.ack(choice, num_tokens):
-                    self.touch(outbound)
+            if (outbound := streams.get(stream)) is not None and outbound.ack(choice, num_tokens):
+                self.touch(outbound)
         for resend in message.resend:
             if (outbound := streams.get(resend.stream)) is not None:
                 outbound.resend(resend.choice, resend.idx)
