@@ -160,6 +160,8 @@ class Decoder:
         for reader in readers:
             reader.number = 0
             self.push(reader)
+        # For what was queued while the last stream had not answered.
+        self._wake.set()
 
     async def _write(self, call: Any) -> None:
         while True:
