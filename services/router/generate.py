@@ -43,6 +43,8 @@ __all__ = [
 
 # Below the 2 s within which a client is told that nobody can serve it.
 PUT_S = 1.8
+# At once; first come, first served. The pool of Redis connections is not: in a rush it lets a request starve.
+MAX_PUTS = 8
 BLOCK_SIZE = 16
 WARM_BLOCKS = 8
 
@@ -75,6 +77,7 @@ class Generator:
         names: tuple[str, ...],
         default_deadline_s: float,
     ):
+        self._putting = asyncio.Semaphore(MAX_PUTS)
         self._road = road
         self._ledger = ledger
         self._queue = queue
@@ -190,7 +193,7 @@ class Generator:
         entry = Owed(generation, new, time.monotonic() + new.deadline_ms / 1000 if new.deadline_ms else float("inf"))
         self._ledger.add(entry)
         try:
-            async with asyncio.timeout(PUT_S):
+            async with asyncio.timeout(PUT_S), self._putting:
                 answer = await self._queue.put(new)
                 if answer.verdict == "exists":
                     answer = await self._adopt(new)
