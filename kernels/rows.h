@@ -23,9 +23,6 @@ struct rt_rows {
 
 #ifdef ROADTRAIN_AVX2
 
-// A thread's share of n things: the first and one past the last.
-INLINE int64_t share(int64_t n, int tid, int nth) { return n * tid / nth; }
-
 INLINE float largest_magnitude(const float* x) {
     const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     __m256 m = _mm256_max_ps(_mm256_max_ps(_mm256_and_ps((__m256)load(x), mask), _mm256_and_ps((__m256)load(x + 8), mask)),

@@ -6,8 +6,7 @@
 // loop are one asm: left apart, gcc 12 hoists the products and spills them (225 instead of 290 GFLOP/s).
 // It knows nothing of layers.
 #include "cpu_fast.h"
-#include "../body.h"
-#include <omp.h>
+#include "../parallel.h"
 
 #ifdef ROADTRAIN_AVX2
 
@@ -191,7 +190,7 @@ void fast_tile(const rt_weight& weight, int64_t tile, const rt_rows& x, int64_t 
 EXPORT void rt_fast_matmul(const void* args, int tid, int nth) {
     const rt_fast_matmul_args& a = *(const rt_fast_matmul_args*)args;
     const int64_t rows = *a.num_rows, width = tile_rows(a.weight.kind), tiles = (a.weight.n + width - 1) / width;
-    const int64_t from = share(tiles, tid, nth), to = share(tiles, tid + 1, nth), step = rows_at_once(a.weight);
+    const int64_t from = part(tiles, tid, nth), to = part(tiles, tid + 1, nth), step = rows_at_once(a.weight);
     const bool prefetch = rows <= 12;
     for (int64_t first = 0; first < rows; first += step)
         for (int64_t tile = from; tile < to; tile++)
@@ -206,7 +205,7 @@ EXPORT void rt_fast_gate_up(const void* args, int tid, int nth) {
     const rt_fast_gate_up_args& a = *(const rt_fast_gate_up_args*)args;
     constexpr int64_t MOST = 24;
     const int64_t rows = *a.num_rows, width = tile_rows(a.gate.kind), per = 32 / width, chunks = a.gate.n / 32;
-    const int64_t from = share(chunks, tid, nth), to = share(chunks, tid + 1, nth);
+    const int64_t from = part(chunks, tid, nth), to = part(chunks, tid + 1, nth);
     const int64_t wanted = rows_at_once(a.gate), step = wanted < MOST ? wanted : MOST;
     const bool prefetch = rows <= 12;
     alignas(32) float both[2][MOST][32];
@@ -229,8 +228,7 @@ EXPORT void rt_fast_gate_up(const void* args, int tid, int nth) {
 }
 
 EXPORT void rt_fast_run(rt_body body, const void* args, int num_threads) {
-#pragma omp parallel num_threads(num_threads)
-    body(args, omp_get_thread_num(), omp_get_num_threads());
+    in_parallel(body, args, num_threads, false);
 }
 
 #endif

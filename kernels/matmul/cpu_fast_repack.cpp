@@ -3,7 +3,7 @@
 // Scales of Q4_K, Q5_K and Q6_K, products in the file, are rounded to 16 bits here (relative error at most 5e-4, an order
 // below that of int8 activations). It knows nothing of files.
 #include "cpu_fast.h"
-#include "../body.h"
+#include "../parallel.h"
 
 namespace {
 
@@ -128,6 +128,6 @@ EXPORT int rt_fast_repack(const uint8_t* from, int64_t row_bytes, int fmt, int64
 EXPORT void rt_fast_embed(const void* args, int tid, int nth) {
     const rt_fast_embed_args& a = *(const rt_fast_embed_args*)args;
     const int64_t rows = *a.num_rows;
-    for (int64_t i = rows * tid / nth; i < rows * (tid + 1) / nth; i++)
+    for (int64_t i = part(rows, tid, nth); i < part(rows, tid + 1, nth); i++)
         read_tile_row(a.weight, a.ids[i], a.scale, a.out + i * a.out_stride);
 }
