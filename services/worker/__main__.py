@@ -83,7 +83,7 @@ def _model_runner(settings: Settings) -> Runner:
         raise StartupError("a worker needs the model's files: set model_path")
     started_at = time.monotonic()
     ops = load(config.device, cache_dir() / "kernels")
-    model = build(path, ops, _progress(str(path)), config.max_model_len)
+    model = build(path, ops, _progress(str(path)), config.max_model_len, config.compute)
     logger.info(
         f"weights loaded: {model.num_bytes / 2**20:.0f} MiB, {'+'.join(model.formats)}, in {time.monotonic() - started_at:.1f} s"
     )
@@ -91,10 +91,10 @@ def _model_runner(settings: Settings) -> Runner:
     logger.info(kv.arithmetic)
     return ModelRunner(
         model,
-        ops,
         num_blocks=kv.num_blocks,
         kv_dtype=config.kv_dtype,
-        compute=config.compute,
+        max_num_seqs=config.max_num_seqs,
+        max_step_tokens=config.max_step_tokens,
         num_threads=config.num_threads,
         device=config.device,
     )
