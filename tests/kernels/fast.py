@@ -31,7 +31,7 @@ class Fast:
         runner(self.library, name)(args, self.threads)
 
     def quantize(self, x: Tensor, *forms: str) -> Rows:
-        count, out = ctypes.c_int64(len(x)), Rows.empty(*x.shape, forms)
+        count, out = ctypes.c_int64(len(x)), Rows.empty(len(x), x.shape[1], forms)
         self._run("rt_fast_quantize", QuantizeArgs(ctypes.addressof(count), x.data_ptr(), x.stride(0), out.struct()))
         return out
 

@@ -32,11 +32,14 @@ def test_a_group_is_rounded_to_its_largest_number(built: Library) -> None:
     rows = Fast(built).quantize(x, *ALL)
     groups = x.view(7, 3, 32)
     for form, most in (("q8", 127), ("q16", 32767)):
-        whole, scale, total = (rows.q8 if form == "q8" else rows.q16) or ()
+        quantized = rows.q8 if form == "q8" else rows.q16
+        assert quantized is not None
+        whole, scale, total = quantized
         torch.testing.assert_close(scale, groups.abs().amax(-1) / most)
         torch.testing.assert_close(total, scale * whole.view(7, 3, 32).sum(-1))
         assert bool(((rows.dequantized(form) - x).abs().view(7, 3, 32) <= scale[..., None] * 0.501).all())
-    assert rows.y is not None and torch.equal(rows.y, x)
+    assert rows.y is not None
+    assert torch.equal(rows.y, x)
 
 
 @pytest.mark.parametrize("width", [32, 576, 1000])
@@ -51,9 +54,12 @@ def test_norm_adds_normalises_and_picks_rows(built: Library, width: int) -> None
     assert same(Fast(built).quantize(out.y, *forms), out)
     wanted = torch.tensor([12, 3, 3])
     few, few_total = Fast(built, threads=1).norm(x, add, weight, 1e-5, wanted, "y")
-    assert few.y is not None and torch.equal(few.y, out.y[wanted]) and torch.equal(few_total, total[wanted])
+    assert few.y is not None
+    assert torch.equal(few.y, out.y[wanted])
+    assert torch.equal(few_total, total[wanted])
     alone, _ = Fast(built).norm(total, None, weight, 1e-5, None, "y")
-    assert alone.y is not None and torch.equal(alone.y, out.y)
+    assert alone.y is not None
+    assert torch.equal(alone.y, out.y)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -65,7 +71,7 @@ def test_rope_turns_queries_and_fills_the_cache(built: Library, dtype: torch.dty
     positions, slots = torch.randint(0, 50, (t,)), torch.randperm(64)[:t]
     shapes = (4, kv_heads, d, 16), (4, kv_heads, 16, d)
     caches, expected = ((torch.zeros(shapes[0], dtype=dtype), torch.zeros(shapes[1], dtype=dtype)) for _ in range(2))
-    q, k, v = (part.contiguous() for part in qkv.view(t, -1, d).split([heads, kv_heads, kv_heads], dim=1))
+    q, k, v = (part.contiguous() for part in torch.split(qkv.view(t, -1, d), [heads, kv_heads, kv_heads], dim=1))
     if norms is not None:
         q, k = (norm_reference.rms_norm(x, weight, 1e-6) for x, weight in zip((q, k), norms, strict=True))
     rope_reference.rope(q, k, positions, table)
@@ -121,4 +127,5 @@ def test_attention_quantises_what_it_gives(built: Library, ops: Ops) -> None:
     case = make_case(ops, [50], 6, 2, 64, torch.float16)
     start, lens = torch.tensor([0, 50]).int(), torch.tensor([50]).int()
     out = Fast(built).attention(case.q, (case.k_cache, case.v_cache), case.tables, start, lens, forms=ALL)
-    assert out.y is not None and same(Fast(built).quantize(out.y, *ALL), out)
+    assert out.y is not None
+    assert same(Fast(built).quantize(out.y, *ALL), out)
