@@ -17,6 +17,10 @@ from services.worker.runtime.prepare import num_wanted, prepare
 from services.worker.runtime.sampler import Sampler
 
 
+# Of the KV cache, where nobody asks for another: rounding keys and values costs less than rounding activations does.
+KV_DTYPE = {"fast": "float16", "exact": "float32"}
+
+
 def shape_of(model: Model, kv_dtype: str) -> KVShape:
     """What a token of `model` takes in the KV cache."""
     return KVShape(model.num_layers, model.spec.num_kv_heads, model.spec.head_dim, kv_dtype)

@@ -23,17 +23,24 @@ def prompt_of(seed: int, length: int, vocab_size: int) -> list[int]:
     return [rng.randrange(3, vocab_size) for _ in range(length)]
 
 
-def smollm2(ops: Ops) -> Model:
-    return build(Path(find_or_fetch("smollm2")), ops, max_model_len=512)
+def smollm2(ops: Ops, compute: str) -> Model:
+    return build(Path(find_or_fetch("smollm2")), ops, max_model_len=512, compute=compute)
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma2", pytest.param("smollm2", marks=pytest.mark.full)])
+TINY = [("llama", "exact"), ("llama", "fast"), ("gemma2", "exact"), ("gemma2", "fast")]
+REAL = [("smollm2", "exact"), ("smollm2", "fast")]
+
+
+@pytest.fixture(scope="module", params=[*TINY, *(pytest.param(pair, marks=pytest.mark.full) for pair in REAL)], ids="-".join)
 def model(request: pytest.FixtureRequest, ops: Ops, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    if request.param == "smollm2":
-        return smollm2(ops)
-    folder = tmp_path_factory.mktemp(request.param)
-    tiny.save(tiny.random_model(request.param), folder)
-    return build(folder, ops)
+    name, compute = request.param
+    if name == "smollm2":
+        return smollm2(ops, compute)
+    folder = tmp_path_factory.mktemp(name)
+    tiny.save(tiny.random_model(name), folder)
+    built = build(folder, ops, compute=compute)
+    assert built.compute == compute
+    return built
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +135,9 @@ def test_choices_share_the_prompt_and_differ(model: Model, prompt: list[int], so
         assert len({tuple(engine.tokens["it", choice]) for choice in range(3)}) == 3
 
 
-def test_smollm2_solo_in_a_batch_in_chunks_and_cached(ops: Ops) -> None:
-    model = smollm2(ops)
+@pytest.mark.parametrize("compute", ["exact", "fast"])
+def test_smollm2_solo_in_a_batch_in_chunks_and_cached(ops: Ops, compute: str) -> None:
+    model = smollm2(ops, compute)
     prompt = prompt_of(1, 35, model.spec.vocab_size)
     requests = {"greedy": replace(GREEDY, max_tokens=6), "seeded": replace(SEEDED, max_tokens=6, min_tokens=5)}
     solo = {name: alone(model, prompt, params) for name, params in requests.items()}
