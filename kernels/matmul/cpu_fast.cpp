@@ -12,6 +12,9 @@
 
 namespace {
 
+constexpr int64_t FEW = 12;  // rows up to which weights are worth prefetching: they come from memory
+constexpr int64_t MOST_GATED = 24, CACHED = 16384;
+
 #define NOINLINE __attribute__((noinline))
 // Unrolled before gcc makes a memset of the first one, which would keep the accumulators in memory.
 #define EACH(r, count) _Pragma("GCC unroll 8") for (int r = 0; r < count; r++)
@@ -106,10 +109,14 @@ INLINE __m256 eight(const uint8_t* w) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)w)), 16));
 }
 
+// out += the products: K may come in pieces.
 template <int KIND, int M, bool FETCH>
 NOINLINE void tile_float(const uint8_t* w, const Operand& x, float* out) {
     __m256 low[M], high[M];
-    EACH(r, M) low[r] = high[r] = _mm256_setzero_ps();
+    EACH(r, M) {
+        low[r] = _mm256_loadu_ps(out + r * 16);
+        high[r] = _mm256_loadu_ps(out + r * 16 + 8);
+    }
     constexpr int64_t HALF = KIND == RT_F32 ? 32 : 16;
     const float* a = (const float*)x.x;
     const int64_t stride = x.stride;
@@ -144,6 +151,24 @@ constexpr Tile TILES[][2][6] = {
     BY_ROWS(tile_q4, false), BY_ROWS(tile_q4, true), BY_ROWS(tile_q8, false, 32), BY_ROWS(tile_q8, true, 32),
     BY_ROWS(tile_q8, false, 16), FLOATS(RT_F32), FLOATS(RT_F16), FLOATS(RT_BF16)};
 
+// The products of one tile with rows of x: results [rows][tile rows]. Floats go through K in pieces that stay in the first
+// cache from one six rows to the next.
+void multiply(const rt_weight& weight, int64_t tile, const rt_rows& x, const Pieces& pieces, bool few, float* results) {
+    const uint8_t* w = weight.data + tile * tile_bytes(weight.kind, weight.k);
+    const int64_t width = tile_rows(weight.kind), groups = weight.k / 32, start = pieces.from[0];
+    const bool floats = weight.kind >= RT_F32;
+    const int64_t piece = floats && pieces.count > 1 ? CACHED / tile_bytes(weight.kind, 1) : weight.k;
+    if (floats) memset(results, 0, sizeof(float) * (size_t)((pieces.end() - start) * width));
+    for (int64_t k = 0; k < weight.k; k += piece, w += tile_bytes(weight.kind, piece))
+        for (int64_t i = 0; i < pieces.count; i++) {
+            const int64_t row = pieces.from[i], at = row * groups, end = weight.k - k < piece ? weight.k - k : piece;
+            const Operand operand = floats                      ? Operand{x.y + row * x.y_stride + k, nullptr, nullptr, x.y_stride, end}
+                                    : weight.kind <= RT_Q4_MIN ? Operand{x.q8 + row * x.width, x.q8_scale + at, x.q8_sum + at, x.width, groups}
+                                                               : Operand{x.q16 + row * x.width, x.q16_scale + at, x.q16_sum + at, x.width, groups};
+            TILES[weight.kind][few || (floats && i == 0)][pieces.from[i + 1] - row - 1](w, operand, results + (row - start) * width);
+        }
+}
+
 // Results of one tile into place: eight lanes at a time, the last ones singly.
 void place(const rt_fast_matmul_args& a, int64_t tile, int64_t row, int64_t count, const float* results) {
     const int64_t width = tile_rows(a.weight.kind), first = tile * width;
@@ -177,51 +202,39 @@ void gated(float* gate, const float* up, bool gelu) {
 
 }  // namespace
 
-void fast_tile(const rt_weight& weight, int64_t tile, const rt_rows& x, int64_t row, int64_t count, bool prefetch, float* out) {
-    const uint8_t* w = weight.data + tile * tile_bytes(weight.kind, weight.k);
-    const int64_t groups = weight.k / 32, at = row * groups;
-    Operand operand;
-    if (weight.kind <= RT_Q4_MIN) operand = {x.q8 + row * x.width, x.q8_scale + at, x.q8_sum + at, x.width, groups};
-    else if (weight.kind <= RT_Q8_HALF) operand = {x.q16 + row * x.width, x.q16_scale + at, x.q16_sum + at, x.width, groups};
-    else operand = {x.y + row * x.y_stride, nullptr, nullptr, x.y_stride, weight.k};
-    TILES[weight.kind][prefetch][count - 1](w, operand, out);
-}
-
 EXPORT void rt_fast_matmul(const void* args, int tid, int nth) {
     const rt_fast_matmul_args& a = *(const rt_fast_matmul_args*)args;
     const int64_t rows = *a.num_rows, width = tile_rows(a.weight.kind), tiles = (a.weight.n + width - 1) / width;
     const int64_t from = part(tiles, tid, nth), to = part(tiles, tid + 1, nth), step = rows_at_once(a.weight);
-    const bool prefetch = rows <= 12;
-    for (int64_t first = 0; first < rows; first += step)
-        for (int64_t tile = from; tile < to; tile++)
-            in_tiles(first, first + step < rows ? first + step : rows, [&](int64_t row, int64_t count) {
-                alignas(32) float results[TILE_COUNT * 16];
-                fast_tile(a.weight, tile, a.x, row, count, prefetch, results);
-                place(a, tile, row, count, results);
-            });
+    alignas(32) float results[MOST_ROWS * 16];
+    for (int64_t first = 0; first < rows; first += step) {
+        const Pieces pieces(first, first + step < rows ? first + step : rows);
+        for (int64_t tile = from; tile < to; tile++) {
+            multiply(a.weight, tile, a.x, pieces, rows <= FEW, results);
+            place(a, tile, first, pieces.end() - first, results);
+        }
+    }
 }
 
 EXPORT void rt_fast_gate_up(const void* args, int tid, int nth) {
     const rt_fast_gate_up_args& a = *(const rt_fast_gate_up_args*)args;
-    constexpr int64_t MOST = 24;
     const int64_t rows = *a.num_rows, width = tile_rows(a.gate.kind), per = 32 / width, chunks = a.gate.n / 32;
-    const int64_t from = part(chunks, tid, nth), to = part(chunks, tid + 1, nth);
-    const int64_t wanted = rows_at_once(a.gate), step = wanted < MOST ? wanted : MOST;
-    const bool prefetch = rows <= 12;
-    alignas(32) float both[2][MOST][32];
+    const int64_t from = part(chunks, tid, nth), to = part(chunks, tid + 1, nth), wanted = rows_at_once(a.gate);
+    const int64_t step = wanted < MOST_GATED ? wanted : MOST_GATED;
+    alignas(32) float results[MOST_GATED * 16], both[2][MOST_GATED][32];
     for (int64_t first = 0; first < rows; first += step) {
-        const int64_t end = first + step < rows ? first + step : rows;
+        const Pieces pieces(first, first + step < rows ? first + step : rows);
+        const int64_t count = pieces.end() - first;
         for (int64_t chunk = from; chunk < to; chunk++) {
-            for (int64_t i = 0; i < 2 * per; i++)
-                in_tiles(first, end, [&](int64_t row, int64_t count) {
-                    alignas(32) float results[TILE_COUNT * 16];
-                    fast_tile(i < per ? a.gate : a.up, chunk * per + i % per, a.x, row, count, prefetch, results);
-                    for (int64_t r = 0; r < count; r++)
-                        memcpy(both[i / per][row - first + r] + i % per * width, results + r * width, sizeof(float) * (size_t)width);
-                });
-            for (int64_t row = first; row < end; row++) {
-                gated(both[0][row - first], both[1][row - first], a.gelu);
-                put_row(a.out, row, chunk * 32, 32, both[0][row - first]);
+            for (int64_t i = 0; i < 2 * per; i++) {
+                multiply(i < per ? a.gate : a.up, chunk * per + i % per, a.x, pieces, rows <= FEW, results);
+                for (int64_t r = 0; r < count; r++)
+                    for (int64_t at = 0; at < width; at += 8)
+                        store(both[i / per][r] + i % per * width + at, load(results + r * width + at));
+            }
+            for (int64_t r = 0; r < count; r++) {
+                gated(both[0][r], both[1][r], a.gelu);
+                put_row(a.out, first + r, chunk * 32, 32, both[0][r]);
             }
         }
     }

@@ -69,27 +69,24 @@ INLINE int64_t tile_bytes(int64_t kind, int64_t k) {
 
 #ifdef ROADTRAIN_AVX2
 
-// The product of `count` rows of x from `row` on with one tile: out [count][tile rows]. `prefetch` where weights come from memory.
-void fast_tile(const rt_weight& weight, int64_t tile, const rt_rows& x, int64_t row, int64_t count, bool prefetch, float* out);
-
 constexpr int64_t TILE_COUNT = 6;  // most rows of x a tile takes
+constexpr int64_t MOST_ROWS = 96;  // most that are multiplied with a tile before the next tile is read
 
 // How many rows of x are multiplied with a tile before the next tile is read: what stays in the first cache, or, for
 // floats, whose tiles do not fit there anyway, in the second.
 INLINE int64_t rows_at_once(const rt_weight& weight) {
     const bool floats = weight.kind >= RT_F32;
     const int64_t bytes = weight.k * (floats ? 4 : weight.kind <= RT_Q4_MIN ? 1 : 2), rows = (floats ? 100000 : 14000) / bytes / 6 * 6;
-    return rows < 6 ? 6 : rows;
+    return rows < 6 ? 6 : rows > MOST_ROWS ? MOST_ROWS : rows;
 }
 
-// Calls multiply(first, count) for pieces of at most 6 rows, as even as can be.
-template <typename F>
-INLINE void in_tiles(int64_t first, int64_t end, F multiply) {
-    int64_t pieces = (end - first + TILE_COUNT - 1) / TILE_COUNT;
-    for (int64_t i = 0; i < pieces; i++) {
-        int64_t from = first + (end - first) * i / pieces, to = first + (end - first) * (i + 1) / pieces;
-        multiply(from, to - from);
+// Rows first to end cut into pieces of at most 6, as even as can be: cut once, used for every tile.
+struct Pieces {
+    int64_t count, from[MOST_ROWS / TILE_COUNT + 2];
+    Pieces(int64_t first, int64_t end) : count((end - first + TILE_COUNT - 1) / TILE_COUNT) {
+        for (int64_t i = 0; i <= count; i++) from[i] = first + (end - first) * i / count;
     }
-}
+    int64_t end() const { return from[count]; }
+};
 
 #endif
