@@ -3,7 +3,10 @@
 // Every sum runs over keys in rising order, one chain per lane (keys 8 apart) or column, so the tile a query shares, the
 // chunk it came in and the thread make no difference. All query heads of a key head read a block together; where more
 // than six queries do, the block is first unpacked to float32. While a block is worked on, the one after is fetched,
-// from keys to values to the next task. It knows nothing of Python: shapes are checked before it is called.
+// from keys to values to the next task.
+//
+// So few single queries that threads would wait for each other are shared out finer, which changes no sum: the keys of a
+// head in the body before, its columns in this one. It knows nothing of Python: shapes are checked before it is called.
 #include "../parallel.h"
 #include "../rows.h"
 #include <math.h>
@@ -23,6 +26,8 @@ struct rt_fast_attention_args {
     int64_t* counter;  // zero before the body
     int64_t heads, kv_heads, d, half, window;  // d a multiple of 8; half: 1 for float16 caches; window 0: all
     float softcap;  // 0: none
+    float* scores;  // null, or what rt_fast_attention_scores leaves here for rt_fast_attention
+    int64_t room;  // floats in scores
 };
 
 }
@@ -31,7 +36,7 @@ struct rt_fast_attention_args {
 
 namespace {
 
-constexpr int64_t BLOCK = 16, MOST = 48, STRIP = 6, CHUNK = 4, ROOM = 1 << 16;
+constexpr int64_t BLOCK = 16, MOST = 48, STRIP = 6, CHUNK = 4, ROOM = 1 << 16, COLUMNS = 32;
 #define EACH(r, count) _Pragma("GCC unroll 12") for (int r = 0; r < count; r++)
 
 INLINE __m256 eight(const float* p) { return _mm256_loadu_ps(p); }
@@ -56,7 +61,7 @@ struct Task {
 };
 
 struct Scratch {
-    std::vector<float> q, scores, out, block;
+    std::vector<float> q, scores, out, block, factor;
 };
 
 // Raw scores of R queries against the 16 keys of each of B blocks. Blocks `next` are fetched on the way.
@@ -105,18 +110,17 @@ void weigh(const float* weights, int64_t stride, const T* const* values, const T
 
 template <typename T, int R>
 void weigh_rows(const float* weights, int64_t stride, const T* const* values, const T* const* next, int64_t blocks,
-                int64_t slots, int64_t d, float* out) {
+                int64_t slots, int64_t d, int64_t i, int64_t end, float* out) {
     constexpr int W = R == 1 ? 8 : R <= 3 ? 4 : 2;
     const T *v[CHUNK], *n[CHUNK];
-    int64_t i = 0;
     auto at = [&](int64_t column) {
         for (int64_t b = 0; b < blocks; b++) {
             v[b] = values[b] + column;
             n[b] = next[b] + column;
         }
     };
-    for (; i + 8 * W <= d; i += 8 * W) at(i), weigh<T, R, W>(weights, stride, v, n, blocks, slots, d, out + i);
-    for (; i < d; i += 8) at(i), weigh<T, R, 1>(weights, stride, v, n, blocks, slots, d, out + i);
+    for (; i + 8 * W <= end; i += 8 * W) at(i), weigh<T, R, W>(weights, stride, v, n, blocks, slots, d, out + i);
+    for (; i < end; i += 8) at(i), weigh<T, R, 1>(weights, stride, v, n, blocks, slots, d, out + i);
 }
 
 template <typename T, int B>
@@ -133,14 +137,14 @@ void score_strip(int64_t rows, const float* q, int64_t d, const T* const* keys, 
 
 template <typename T>
 void weigh_strip(int64_t rows, const float* weights, int64_t stride, const T* const* values, const T* const* next, int64_t blocks,
-                 int64_t slots, int64_t d, float* out) {
+                 int64_t slots, int64_t d, int64_t first, int64_t end, float* out) {
     switch (rows) {
-        case 1: return weigh_rows<T, 1>(weights, stride, values, next, blocks, slots, d, out);
-        case 2: return weigh_rows<T, 2>(weights, stride, values, next, blocks, slots, d, out);
-        case 3: return weigh_rows<T, 3>(weights, stride, values, next, blocks, slots, d, out);
-        case 4: return weigh_rows<T, 4>(weights, stride, values, next, blocks, slots, d, out);
-        case 5: return weigh_rows<T, 5>(weights, stride, values, next, blocks, slots, d, out);
-        default: return weigh_rows<T, 6>(weights, stride, values, next, blocks, slots, d, out);
+        case 1: return weigh_rows<T, 1>(weights, stride, values, next, blocks, slots, d, first, end, out);
+        case 2: return weigh_rows<T, 2>(weights, stride, values, next, blocks, slots, d, first, end, out);
+        case 3: return weigh_rows<T, 3>(weights, stride, values, next, blocks, slots, d, first, end, out);
+        case 4: return weigh_rows<T, 4>(weights, stride, values, next, blocks, slots, d, first, end, out);
+        case 5: return weigh_rows<T, 5>(weights, stride, values, next, blocks, slots, d, first, end, out);
+        default: return weigh_rows<T, 6>(weights, stride, values, next, blocks, slots, d, first, end, out);
     }
 }
 
@@ -166,6 +170,11 @@ float soften(float* s, int64_t low, int64_t high, int64_t padded, float softcap)
     memset(s, 0, sizeof(float) * (size_t)first);
     for (int64_t j = high / 8 * 8 + 8; j < padded; j += 8) store(s + j, splat(0));
     return 1.0f / sum(total);
+}
+
+// The first block that a query at `position` sees.
+INLINE int64_t first_of(const rt_fast_attention_args& a, int64_t position) {
+    return a.window > 0 && position >= a.window ? (position - a.window + 1) / BLOCK : 0;
 }
 
 // Tasks in order of their number; each thread asks for rising numbers only.
@@ -210,33 +219,56 @@ public:
     Worker(const rt_fast_attention_args& args, Scratch& scratch) : a(args), s(scratch), group(a.heads / a.kv_heads) {}
 
     void run(const Task& task, const Task* after) {
+        enter(task);
+        score_blocks(task, 0, blocks, s.scores.data());
+        finish(task, 0, a.d, after);
+    }
+
+    // Only the scores of some of the task's blocks, into a buffer of rows of `row` floats.
+    void score_some(const Task& task, int64_t from, int64_t to, float* scores, int64_t row) {
+        enter(task);
+        stride = row;
+        score_blocks(task, from, to, scores);
+    }
+
+    // All but the scores, for the columns first to end of every head.
+    void finish_some(const Task& task, int64_t first, int64_t end, const float* scores, int64_t row) {
+        enter(task);
+        for (int64_t i = 0; i < queries; i++)
+            memcpy(s.scores.data() + i * stride, scores + i * row, sizeof(float) * (size_t)(blocks * BLOCK));
+        finish(task, first, end, nullptr);
+    }
+
+private:
+    const T* block_of(const void* cache, const Task& task, int64_t index) const {
+        return (const T*)cache + (a.tables[task.seq * *a.table_stride + index] * a.kv_heads + task.kv_head) * BLOCK * a.d;
+    }
+
+    void enter(const Task& task) {
         queries = task.count * group;
-        const int64_t last = task.position + task.count - 1;
-        first_block = a.window > 0 && task.position >= a.window ? (task.position - a.window + 1) / BLOCK : 0;
+        last = task.position + task.count - 1;
+        first_block = first_of(a, task.position);
         blocks = last / BLOCK + 1 - first_block;
         stride = blocks * BLOCK + BLOCK;
         reserve();
         for (int64_t i = 0; i < task.count; i++)
             memcpy(s.q.data() + i * group * a.d, a.q + (task.token + i) * a.q_stride + task.kv_head * group * a.d,
                    sizeof(float) * (size_t)(group * a.d));
-        score_all(task);
-        float factor[256];
-        for (int64_t i = 0; i < queries; i++) {
-            const int64_t high = task.position + i / group - first_block * BLOCK, low = a.window > 0 ? high - a.window + 1 : 0;
-            factor[i] = soften(s.scores.data() + i * stride, low < 0 ? 0 : low, high, stride, a.softcap);
-        }
-        memset(s.out.data(), 0, sizeof(float) * (size_t)(queries * a.d));
-        weigh_all(task, last - first_block * BLOCK + 1, after);
-        for (int64_t i = 0; i < queries; i++) {
-            float* row = s.out.data() + i * a.d;
-            for (int64_t c = 0; c < a.d; c += 8) store(row + c, load(row + c) * splat(factor[i]));
-            put_row(a.out, task.token + i / group, (task.kv_head * group + i % group) * a.d, a.d, row);
-        }
     }
 
-private:
-    const T* block_of(const void* cache, const Task& task, int64_t index) const {
-        return (const T*)cache + (a.tables[task.seq * *a.table_stride + index] * a.kv_heads + task.kv_head) * BLOCK * a.d;
+    void finish(const Task& task, int64_t first, int64_t end, const Task* after) {
+        float* factor = s.factor.data();
+        for (int64_t i = 0; i < queries; i++) {
+            const int64_t high = task.position + i / group - first_block * BLOCK, low = a.window > 0 ? high - a.window + 1 : 0;
+            factor[i] = soften(s.scores.data() + i * stride, low < 0 ? 0 : low, high, blocks * BLOCK, a.softcap);
+        }
+        memset(s.out.data(), 0, sizeof(float) * (size_t)(queries * a.d));
+        weigh_blocks(task, last - first_block * BLOCK + 1, first, end, after);
+        for (int64_t i = 0; i < queries; i++) {
+            float* row = s.out.data() + i * a.d;
+            for (int64_t c = first; c < end; c += 8) store(row + c, load(row + c) * splat(factor[i]));
+            put_row(a.out, task.token + i / group, (task.kv_head * group + i % group) * a.d + first, end - first, row + first);
+        }
     }
 
     void reserve() {
@@ -245,6 +277,7 @@ private:
         grow(s.out, queries * a.d);
         grow(s.scores, queries * stride + 8);
         grow(s.block, BLOCK * a.d);
+        grow(s.factor, queries);
     }
 
     const float* unpacked(const T* block) {
@@ -257,10 +290,10 @@ private:
         return to;
     }
 
-    void score_all(const Task& task) {
+    void score_blocks(const Task& task, int64_t from, int64_t to, float* scores) {
         const int64_t pair = queries <= 3 ? 2 : 1;
-        for (int64_t b = 0; b < blocks;) {
-            const int64_t some = b + pair <= blocks ? pair : 1;
+        for (int64_t b = from; b < to;) {
+            const int64_t some = b + pair <= to ? pair : 1;
             const T *keys[2], *next[2];
             for (int64_t i = 0; i < some; i++) {
                 const int64_t ahead = b + some + i;
@@ -268,7 +301,7 @@ private:
                 next[i] = ahead < blocks ? block_of(a.k_cache, task, first_block + ahead)
                                          : block_of(a.v_cache, task, first_block + (ahead - blocks < blocks ? ahead - blocks : 0));
             }
-            float* out = s.scores.data() + b * BLOCK;
+            float* out = scores + b * BLOCK;
             if (queries > STRIP) {
                 const float *whole = unpacked(keys[0]), *nothing = whole;
                 for (int64_t i = 0; i < queries; i += STRIP)
@@ -279,7 +312,7 @@ private:
         }
     }
 
-    void weigh_all(const Task& task, int64_t slots, const Task* after) {
+    void weigh_blocks(const Task& task, int64_t slots, int64_t first, int64_t end, const Task* after) {
         const int64_t chunk = queries > STRIP ? 1 : CHUNK;
         for (int64_t b = 0; b < blocks; b += chunk) {
             const int64_t some = blocks - b < chunk ? blocks - b : chunk;
@@ -295,21 +328,74 @@ private:
                 const float *whole = unpacked(values[0]), *nothing = whole;
                 for (int64_t i = 0; i < queries; i += STRIP)
                     weigh_strip<float>(queries - i, weights + i * stride, stride, &whole, &nothing, 1, slots - b * BLOCK, a.d,
-                                       s.out.data() + i * a.d);
-            } else weigh_strip<T>(queries, weights, stride, values, next, some, slots - b * BLOCK, a.d, s.out.data());
+                                       first, end, s.out.data() + i * a.d);
+            } else weigh_strip<T>(queries, weights, stride, values, next, some, slots - b * BLOCK, a.d, first, end, s.out.data());
         }
     }
 
     const rt_fast_attention_args& a;
     Scratch& s;
-    int64_t group, queries = 0, first_block = 0, blocks = 0, stride = 0;
+    int64_t group, queries = 0, last = 0, first_block = 0, blocks = 0, stride = 0;
 };
+
+// Single queries so few that whole heads cannot be shared out evenly; all threads and both bodies agree on it.
+struct Few {
+    bool yes = false;
+    int64_t tasks = 0, row = 0, blocks = 0;  // floats in a row of scores; blocks of all tasks
+    Few(const rt_fast_attention_args& a, int nth) : tasks(*a.num_seqs * a.kv_heads) {
+        const int64_t group = a.heads / a.kv_heads;
+        if (!a.scores || tasks % nth == 0 || tasks > 4 * nth || group > STRIP || a.d % COLUMNS) return;
+        for (int64_t seq = 0; seq < *a.num_seqs; seq++) {
+            if (a.query_start[seq + 1] - a.query_start[seq] != 1) return;
+            const int64_t own = blocks_of(a, seq);
+            blocks += own * a.kv_heads;
+            if (own * BLOCK + BLOCK > row) row = own * BLOCK + BLOCK;
+        }
+        yes = tasks * group * row <= a.room;
+    }
+    static int64_t blocks_of(const rt_fast_attention_args& a, int64_t seq) {
+        return (a.seq_lens[seq] - 1) / BLOCK + 1 - first_of(a, a.seq_lens[seq] - 1);
+    }
+    static Task task_of(const rt_fast_attention_args& a, int64_t number) {
+        const int64_t seq = number / a.kv_heads;
+        return {seq, number % a.kv_heads, a.query_start[seq], 1, a.seq_lens[seq] - 1};
+    }
+    float* scores(const rt_fast_attention_args& a, int64_t number) const { return a.scores + number * (a.heads / a.kv_heads) * row; }
+};
+
+Scratch& scratch() {
+    thread_local Scratch own;
+    return own;
+}
+
+// Blocks of all tasks end to end, an even part for every thread.
+template <typename T>
+void score_few(const rt_fast_attention_args& a, const Few& few, int tid, int nth) {
+    Worker<T> worker(a, scratch());
+    const int64_t low = part(few.blocks, tid, nth), high = part(few.blocks, tid + 1, nth);
+    for (int64_t number = 0, before = 0; number < few.tasks; number++) {
+        const int64_t own = Few::blocks_of(a, number / a.kv_heads), from = low > before ? low - before : 0;
+        const int64_t to = high - before < own ? high - before : own;
+        if (from < to) worker.score_some(Few::task_of(a, number), from, to, few.scores(a, number), few.row);
+        before += own;
+    }
+}
+
+// Columns of all tasks end to end.
+template <typename T>
+void finish_few(const rt_fast_attention_args& a, const Few& few, int tid, int nth) {
+    Worker<T> worker(a, scratch());
+    const int64_t per = a.d / COLUMNS, low = part(few.tasks * per, tid, nth), high = part(few.tasks * per, tid + 1, nth);
+    for (int64_t number = low / per; number * per < high; number++) {
+        const int64_t from = low > number * per ? low - number * per : 0, to = high - number * per < per ? high - number * per : per;
+        worker.finish_some(Few::task_of(a, number), from * COLUMNS, to * COLUMNS, few.scores(a, number), few.row);
+    }
+}
 
 template <typename T>
 void work(const rt_fast_attention_args& a) {
-    thread_local Scratch scratch;
     Tasks tasks(a);
-    Worker<T> worker(a, scratch);
+    Worker<T> worker(a, scratch());
     Task task, after;
     for (bool more = tasks.next(task); more; task = after) {
         more = tasks.next(after);
@@ -319,9 +405,22 @@ void work(const rt_fast_attention_args& a) {
 
 }  // namespace
 
-EXPORT void rt_fast_attention(const void* args, int, int) {
+// Before rt_fast_attention, with the same arguments: nothing at all unless queries are few.
+EXPORT void rt_fast_attention_scores(const void* args, int tid, int nth) {
     const rt_fast_attention_args& a = *(const rt_fast_attention_args*)args;
-    if (a.half) work<uint16_t>(a);
+    const Few few(a, nth);
+    if (!few.yes) return;
+    if (a.half) score_few<uint16_t>(a, few, tid, nth);
+    else score_few<float>(a, few, tid, nth);
+}
+
+EXPORT void rt_fast_attention(const void* args, int tid, int nth) {
+    const rt_fast_attention_args& a = *(const rt_fast_attention_args*)args;
+    const Few few(a, nth);
+    if (few.yes) {
+        if (a.half) finish_few<uint16_t>(a, few, tid, nth);
+        else finish_few<float>(a, few, tid, nth);
+    } else if (a.half) work<uint16_t>(a);
     else work<float>(a);
 }
 

@@ -93,6 +93,7 @@ class Fast:
         window: int = 0,
         softcap: float = 0.0,
         forms: tuple[str, ...] = ("y",),
+        scores: Tensor | None = None,
     ) -> Rows:
         heads, size = q.shape[1:]
         count, counter, stride = ctypes.c_int64(len(lens)), ctypes.c_int64(0), ctypes.c_int64(tables.stride(0))
@@ -102,5 +103,8 @@ class Fast:
             *(tables.data_ptr(), ctypes.addressof(stride), start.data_ptr(), lens.data_ptr(), out.struct()),
             *(ctypes.addressof(counter), heads, caches[0].shape[1], size, int(caches[0].dtype == torch.float16), window, softcap),
         )
+        if scores is not None:
+            args.scores, args.room = scores.data_ptr(), scores.numel()
+            self._run("rt_fast_attention_scores", args)
         self._run("rt_fast_attention", args)
         return out

@@ -129,3 +129,23 @@ def test_attention_quantises_what_it_gives(built: Library, ops: Ops) -> None:
     out = Fast(built).attention(case.q, (case.k_cache, case.v_cache), case.tables, start, lens, forms=ALL)
     assert out.y is not None
     assert same(Fast(built).quantize(out.y, *ALL), out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("heads", "kv_heads", "d", "threads"), [(9, 3, 64, 2), (5, 1, 64, 2), (2, 1, 96, 3), (3, 1, 128, 4)])
+@pytest.mark.parametrize("law", [{}, {"window": 37, "softcap": 20.0}])
+def test_few_queries_shared_out_finer_keep_their_bits(
+    built: Library, ops: Ops, heads: int, kv_heads: int, d: int, threads: int, dtype: torch.dtype, law: dict[str, float]
+) -> None:
+    for lengths in ([1], [16], [200], [17, 75, 130]):
+        case = make_case(ops, lengths, heads, kv_heads, d, dtype)
+        q = torch.stack([case.q[sum(lengths[: i + 1]) - 1] for i in range(len(lengths))])
+        rest = ((case.k_cache, case.v_cache), case.tables, torch.arange(len(lengths) + 1).int(), torch.tensor(lengths).int())
+        whole = Fast(built, threads).attention(q, *rest, **law, forms=ALL)  # type: ignore[arg-type]
+        num_tasks = len(lengths) * kv_heads
+        for room in (1 << 16, 8):
+            scores = torch.full((room,), torch.nan)
+            finer = Fast(built, threads).attention(q, *rest, **law, forms=ALL, scores=scores)  # type: ignore[arg-type]
+            assert same(finer, whole), lengths
+            used = room > 8 and num_tasks % threads != 0 and num_tasks <= 4 * threads
+            assert bool(scores.isnan().all()) is not used
