@@ -26,6 +26,7 @@ from shared.config import cache_dir
 from shared.sampling import SamplingParams
 
 WARM_STEPS = 4
+CHUNK = 512  # tokens of a prefill step
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Bench:
         ops = replace(ops, sample=self.sampling.around(ops.sample))
         model = build(find_or_fetch(model_name), ops, compute=compute)
         self.title = f"{model_name} {model.compute} kv-{kv_dtype} {ops.variant} {torch.get_num_threads()} threads"
-        limits = {"max_num_seqs": most_rows, "max_step_tokens": 512}
+        limits = {"max_num_seqs": most_rows, "max_step_tokens": CHUNK}
         num_blocks = most_rows * (-(-most_tokens // BLOCK_SIZE) + 1)
         self.runner = ModelRunner(model, num_blocks=num_blocks, kv_dtype=kv_dtype, num_threads=None, device="cpu", **limits)
         if self.runner.forward is not None:
@@ -83,7 +84,8 @@ class Bench:
     def decode(self, batch: int, context: int, steps: int) -> Line:
         """`steps` steps of `batch` sequences, around `context` tokens."""
         length = max(1, context - steps // 2 - WARM_STEPS)
-        times = self._steps(batch, length, steps + WARM_STEPS + 1, skip=WARM_STEPS)
+        prompts = batch * length // CHUNK + 1  # the first sequences decode while the last are prefilled
+        times = self._steps(batch, length, prompts + WARM_STEPS + steps + 1)[WARM_STEPS:][:steps]
         step, forward, sample, overhead = (statistics.median(column) for column in zip(*times, strict=True))
         return Line("decode", batch, context, step, batch / step * 1e3, forward, sample, overhead)
 
@@ -96,9 +98,9 @@ class Bench:
         step, forward, sample, overhead = (statistics.median(column) for column in zip(*totals, strict=True))
         return Line("prefill", 1, length, step, length / step * 1e3, forward, sample, overhead)
 
-    def _steps(self, batch: int, length: int, num_tokens: int, skip: int = 0, prompt_steps: bool = False) -> list[tuple[float, ...]]:
+    def _steps(self, batch: int, length: int, num_tokens: int, prompt_steps: bool = False) -> list[tuple[float, ...]]:
         """(step, forward, sampling, overhead) of each step in which all decode, or of those of the prompt."""
-        scheduler = Scheduler(self.runner.limits, max_num_seqs=batch, max_step_tokens=512)
+        scheduler = Scheduler(self.runner.limits, max_num_seqs=batch, max_step_tokens=CHUNK)
         for index in range(batch):
             prompt = [self._rng.randrange(3, self.runner.limits.vocab_size) for _ in range(length)]
             params = replace(self.params, seed=index, max_tokens=num_tokens)
@@ -115,7 +117,7 @@ class Bench:
             decoding = all(len(row.token_ids) == 1 for row in plan.step.rows) and len(plan.step.rows) == batch
             if decoding != prompt_steps:
                 times.append((spent, forward, sample, spent - forward - sample))
-        return times[skip:]
+        return times
 
 
 def main() -> None:
@@ -136,7 +138,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     params = SamplingParams(temperature=chosen.temperature, top_p=chosen.top_p, seed=0, ignore_eos=True)
     dtype = chosen.kv_dtype or KV_DTYPE[chosen.compute]
-    most = max([chosen.context + chosen.steps + 16, *chosen.prefill])
+    most = max([2 * chosen.context + chosen.steps, *chosen.prefill]) + BLOCK_SIZE
     bench = Bench(chosen.model, chosen.compute, dtype, max([1, *chosen.batch]), most, params)
     lines = [bench.prefill(length, 5) for length in chosen.prefill]
     lines += [bench.decode(batch, chosen.context, chosen.steps) for batch in chosen.batch]

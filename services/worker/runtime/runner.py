@@ -56,7 +56,7 @@ class ModelRunner:
         kv: Sequence[KVCache] = allocate(shape_of(model, kv_dtype), num_blocks, device)
         capacity = Capacity(max_step_tokens, max_num_seqs, -(-model.max_model_len // BLOCK_SIZE) + 1)
         self.forward: Forward | None = forwarding(model, kv, capacity)
-        self._sampler = Sampler(model.ops, model.eos_token_ids)
+        self._sampler = Sampler(model.ops, model.eos_token_ids, device)
         self._num_threads = num_threads
 
     def run(self, step: Step) -> StepResult:
