@@ -21,6 +21,7 @@ from kernels.step_ops import KVCache, Norm, Place, Places, Scores
 from kernels.weight import Linear, Part, Weight
 
 MOST_HEAD_DIM = 1024
+SHARED_SCORES = 1 << 16  # floats; queries whose scores are more keep to whole heads
 
 
 def can_be_fast(library: Library | None, head_dim: int) -> bool:
@@ -57,6 +58,7 @@ class FastRecorder(Recorder):
     def __init__(self, library: Library, num_tokens: int):
         super().__init__(library, num_tokens)
         self._stride = torch.zeros(1, dtype=torch.int64)
+        self._scores = torch.empty(SHARED_SCORES)
 
     def embed(self, ids: Tensor, weight: Weight, scale: float) -> Tensor:
         tiles = _tiles(weight)
@@ -90,9 +92,7 @@ class FastRecorder(Recorder):
         gate, up = halves
         buffers = self._buffers(gate.n)
         rows = self._in_form(x, gate.rows_form)
-        args = GateUpArgs(
-            self._rows, gate.struct(), up.struct(), rows, RowsStruct(width=gate.n), activation == "gelu"
-        )
+        args = GateUpArgs(self._rows, gate.struct(), up.struct(), rows, RowsStruct(width=gate.n), activation == "gelu")
         self.program.add("rt_fast_gate_up", args, gate, up)
         return FastRows(buffers, args.out)
 
@@ -111,8 +111,9 @@ class FastRecorder(Recorder):
         rows = (batch.block_tables.data_ptr(), self._stride.data_ptr(), batch.query_start.data_ptr(), batch.seq_lens.data_ptr())
         mixed = AttentionArgs(
             self._count(1), qkv.data_ptr(), stride, *caches, *rows, RowsStruct(width=h * d), self.program.counter(),
-            h, k, d, half, scores.window, scores.softcap,
+            h, k, d, half, scores.window, scores.softcap, self._scores.data_ptr(), self._scores.numel(),
         )  # fmt: skip
+        self.program.add("rt_fast_attention_scores", mixed, self._scores)
         self.program.add("rt_fast_attention", mixed)
         return FastRows(buffers, mixed.out)
 
