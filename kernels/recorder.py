@@ -23,17 +23,13 @@ from kernels.weight import Linear, Part, Weight
 class NormArgs(ctypes.Structure):
     """rt_norm_args of norm/cpu.cpp."""
 
-    _fields_: ClassVar = layout(
-        "p:num_rows p:x p:residual p:weight p:y p:total l:x_stride l:y_stride l:groups l:d f:eps i:add"
-    )
+    _fields_: ClassVar = layout("p:num_rows p:x p:residual p:weight p:y p:total l:x_stride l:y_stride l:groups l:d f:eps i:add")
 
 
 class RopeArgs(ctypes.Structure):
     """rt_rope_args of rope/cpu.cpp."""
 
-    _fields_: ClassVar = layout(
-        "p:num_rows p:positions p:cos_sin p:q p:k l:q_stride l:q_heads l:k_stride l:k_heads l:d l:half"
-    )
+    _fields_: ClassVar = layout("p:num_rows p:positions p:cos_sin p:q p:k l:q_stride l:q_heads l:k_stride l:k_heads l:d l:half")
 
 
 class KVWriteArgs(ctypes.Structure):

@@ -79,7 +79,9 @@ def build(
     numerics = f"{checkpoint.revision} {'+'.join(formats)}"
     if any(layer.rope.depends_on_length() for layer in spec.layers):
         numerics += f" length {served}"
-    return Model(spec, decoder, served, checkpoint.eos_token_ids, weights.num_bytes, formats, numerics, ops, "fast" if fast else "exact")
+    return Model(
+        spec, decoder, served, checkpoint.eos_token_ids, weights.num_bytes, formats, numerics, ops, "fast" if fast else "exact"
+    )
 
 
 def spec_of(checkpoint: Checkpoint) -> ModelSpec:

@@ -62,7 +62,9 @@ class _Assembly:
         spec, place = self.spec, f"{prefix}.self_attn"
         queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         qkv = self.weights.linear(_shares(place, spec.names.qkv, (queries, keys, keys)), spec.hidden_size, bias=spec.qkv_bias)
-        norms = (self.norm(f"{place}.q_norm", spec.head_dim), self.norm(f"{place}.k_norm", spec.head_dim)) if spec.qk_norm else None
+        norms = (
+            (self.norm(f"{place}.q_norm", spec.head_dim), self.norm(f"{place}.k_norm", spec.head_dim)) if spec.qk_norm else None
+        )
         out = self.weights.linear({f"{place}.o_proj": spec.hidden_size}, queries, bias=spec.out_bias)
         heads = Place(spec.num_heads, spec.num_kv_heads, spec.head_dim, self.tables[layer.rope], norms)
         scores = Scores(spec.score_scale, layer.window, spec.score_softcap)

@@ -16,7 +16,6 @@ from services.worker.runtime.kv_cache import KVShape, allocate
 from services.worker.runtime.prepare import num_wanted, prepare
 from services.worker.runtime.sampler import Sampler
 
-
 # Of the KV cache, where nobody asks for another: rounding keys and values costs less than rounding activations does.
 KV_DTYPE = {"fast": "float16", "exact": "float32"}
 

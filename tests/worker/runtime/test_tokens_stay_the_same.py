@@ -54,9 +54,7 @@ def solo(model: Model, prompt: list[int]) -> dict[str, list[int]]:
     return {name: alone(model, prompt, params) for name, params in (("greedy", GREEDY), ("seeded", SEEDED))}
 
 
-def alone(
-    model: Model, prompt: list[int], params: SamplingParams, outputs: list[int] | None = None, **options: Any
-) -> list[int]:
+def alone(model: Model, prompt: list[int], params: SamplingParams, outputs: list[int] | None = None, **options: Any) -> list[int]:
     with EngineRun(model, **options) as engine:
         engine.run([("it", prompt, params)], {0: outputs} if outputs else None)
         return engine.tokens["it", 0]
