@@ -53,6 +53,7 @@ class Ops:
     how a prompt was cut into steps, or on the number of threads. The reference does not promise that.
     """
 
+    library: Library | None  # the compiled code, if every op runs from it
     variant: str  # which code runs, part of the numerics fingerprint: "cpu-avx2", "cpu-portable", "reference"
     matmul: Callable[[Tensor, Tensor, str, int], Tensor]
     embedding: Callable[[Tensor, Tensor, str, int], Tensor]
@@ -112,4 +113,4 @@ def load(device: str, cache_dir: Path, override: Mapping[str, str] = _NO_OVERRID
         functions |= {op: row.cpu(compiled) for op, row in TABLE.items() if override.get(op) != "reference"}
     variant = "reference" if compiled is None else f"cpu-{compiled.variant}"
     changed = "".join(f"+{op}={kind}" for op, kind in sorted(override.items()) if kind == "reference")
-    return Ops(variant=variant + changed, **functions)
+    return Ops(library=None if changed else compiled, variant=variant + changed, **functions)

@@ -69,7 +69,7 @@ def library(cache_dir: Path, variant: str | None = None) -> Library:
         variant = "avx2" if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else "portable"
     flags = _FLAGS + _VARIANTS[variant]
     folder = Path(__file__).parent
-    sources = sorted(folder.glob("*/cpu*.cpp"))
+    sources = sorted((folder / "program.cpp", *folder.glob("*/cpu*.cpp")))
     target = cache_dir / f"kernels-{variant}-{_key(compiler, flags, folder)}.so"
     if target.exists():
         return Library(variant, ctypes.CDLL(str(target)))
@@ -101,7 +101,7 @@ def _keep(built: Path, target: Path) -> None:
 def _key(compiler: str, flags: tuple[str, ...], folder: Path) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=_TIMEOUT_S).stdout
     digest = hashlib.sha256(version + "\0".join(flags).encode())
-    for path in sorted((*folder.glob("*.h"), *folder.glob("*/*.h"), *folder.glob("*/*.cpp"))):
+    for path in sorted((*folder.glob("*.h"), *folder.glob("*/*.h"), *folder.glob("*.cpp"), *folder.glob("*/*.cpp"))):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -78,8 +78,12 @@ class WorkerConfig(_Section):
     admin_address: str = Field("127.0.0.1:8020", description="Where health, status and administration listen.")
     runner: Literal["model", "sim"] = Field("model", description="'sim' computes no model: tokens are a hash of the request.")
     device: Literal["cpu"] = Field("cpu", description="What to compute on.")
-    compute: Literal["exact"] = Field("exact", description="Arithmetic of matrix products: 'exact' keeps activations in fp32.")
-    kv_dtype: Literal["float32", "float16"] = Field("float32", description="Number format of the KV cache.")
+    compute: Literal["fast", "exact"] = Field(
+        "fast", description="Arithmetic of matrix products: 'fast' rounds activations to 8 or 16 bits, 'exact' keeps fp32."
+    )
+    kv_dtype: Literal["float32", "float16"] | None = Field(
+        None, description="Number format of the KV cache; unset: float16 if compute is fast, float32 if exact."
+    )
     kv_memory: ByteSize | None = Field(
         None, description="Memory for the KV cache; unset: a quarter of what is free, up to 4 GiB."
     )

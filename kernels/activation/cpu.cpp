@@ -2,7 +2,26 @@
 // z = sqrt(2 / pi) (g + 0.044715 g^3).
 //
 // It knows nothing of Python: shapes are checked before it is called.
+#include "../parallel.h"
 #include "../simd.h"
+
+extern "C" {
+
+struct rt_gated_args {
+    const int64_t* num_rows;
+    const float* x;  // [T][2 f], gate first
+    float* y;        // [T][f]
+    int64_t f, gelu;
+};
+
+struct rt_softcap_args {
+    const int64_t* num_rows;
+    float* x;  // [T][width], in place
+    int64_t width;
+    float cap;
+};
+
+}
 
 namespace {
 
@@ -14,25 +33,48 @@ v8 gated(v8 gate, v8 up) {
 }
 
 template <bool GELU>
-void run(const float* x, float* y, int64_t t, int64_t f, int num_threads) {
-#pragma omp parallel for num_threads(num_threads) schedule(static) if (t * f > 16384)
-    for (int64_t row = 0; row < t; row++) {
-        const float *gate = x + row * 2 * f, *up = gate + f;
-        float* out = y + row * f;
-        int64_t i = 0;
-        for (; i + 8 <= f; i += 8) store(out + i, gated<GELU>(load(gate + i), load(up + i)));
-        if (i < f) {
-            v8 last_gate = splat(0), last_up = splat(0);
-            size_t bytes = sizeof(float) * (size_t)(f - i);
-            memcpy(&last_gate, gate + i, bytes);
-            memcpy(&last_up, up + i, bytes);
-            v8 last = gated<GELU>(last_gate, last_up);
-            memcpy(out + i, &last, bytes);
-        }
+void row(const float* gate, const float* up, float* out, int64_t f) {
+    int64_t i = 0;
+    for (; i + 8 <= f; i += 8) store(out + i, gated<GELU>(load(gate + i), load(up + i)));
+    if (i < f) {
+        v8 last_gate = splat(0), last_up = splat(0);
+        size_t bytes = sizeof(float) * (size_t)(f - i);
+        memcpy(&last_gate, gate + i, bytes);
+        memcpy(&last_up, up + i, bytes);
+        v8 last = gated<GELU>(last_gate, last_up);
+        memcpy(out + i, &last, bytes);
     }
 }
 
 }  // namespace
 
-EXPORT void rt_silu_mul(const float* x, float* y, int64_t t, int64_t f, int num_threads) { run<false>(x, y, t, f, num_threads); }
-EXPORT void rt_gelu_mul(const float* x, float* y, int64_t t, int64_t f, int num_threads) { run<true>(x, y, t, f, num_threads); }
+EXPORT void rt_gated_body(const void* args, int tid, int nth) {
+    const rt_gated_args& a = *(const rt_gated_args*)args;
+    for (int64_t t = part(*a.num_rows, tid, nth); t < part(*a.num_rows, tid + 1, nth); t++) {
+        const float* gate = a.x + t * 2 * a.f;
+        (a.gelu ? row<true> : row<false>)(gate, gate + a.f, a.y + t * a.f, a.f);
+    }
+}
+
+// x = cap tanh(x / cap).
+EXPORT void rt_softcap_body(const void* args, int tid, int nth) {
+    const rt_softcap_args& a = *(const rt_softcap_args*)args;
+    for (int64_t t = part(*a.num_rows, tid, nth); t < part(*a.num_rows, tid + 1, nth); t++) {
+        float* x = a.x + t * a.width;
+        int64_t i = 0;
+        for (; i + 8 <= a.width; i += 8) store(x + i, splat(a.cap) * tanh8(load(x + i) / splat(a.cap)));
+        for (; i < a.width; i++) x[i] = (splat(a.cap) * tanh8(splat(x[i]) / splat(a.cap)))[0];
+    }
+}
+
+namespace {
+
+void run(const float* x, float* y, int64_t t, int64_t f, int gelu, int num_threads) {
+    rt_gated_args args{&t, x, y, f, gelu};
+    in_parallel(rt_gated_body, &args, num_threads, t * f <= 16384);
+}
+
+}  // namespace
+
+EXPORT void rt_silu_mul(const float* x, float* y, int64_t t, int64_t f, int num_threads) { run(x, y, t, f, 0, num_threads); }
+EXPORT void rt_gelu_mul(const float* x, float* y, int64_t t, int64_t f, int num_threads) { run(x, y, t, f, 1, num_threads); }

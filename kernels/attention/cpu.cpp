@@ -5,9 +5,25 @@
 //
 // A query sees only its own blocks in its own order, so neither the tile it shares nor the chunk it came in matters.
 // It knows nothing of Python: shapes are checked before it is called.
+#include "../parallel.h"
 #include "../simd.h"
 #include <math.h>
 #include <vector>
+
+extern "C" {
+
+struct rt_attention_args {
+    const int64_t* num_rows;  // sequences
+    const float* q;           // [T][q_stride]
+    const void *k_cache, *v_cache;
+    const int32_t *tables, *query_start, *seq_lens;
+    float* out;  // [T][heads d]
+    int64_t q_stride, table_stride, heads, kv_heads, d, window, half;  // half: the caches are float16
+    int64_t* counter;
+    float scale, softcap;
+};
+
+}
 
 namespace {
 
@@ -16,15 +32,7 @@ constexpr int64_t TILE = 30;  // queries (tokens times heads of a group) that sh
 constexpr int STRIP = 6;      // queries whose scores stay in registers together
 constexpr int64_t ALONE = 100000;  // products of scores that one thread does sooner than it can wake another
 
-struct Job {
-    const float* q;
-    const void *k_cache, *v_cache;
-    const int32_t *tables, *query_start, *seq_lens;
-    float* out;
-    int64_t q_stride, table_stride, heads, kv_heads, d;
-    float scale, softcap;
-    int64_t window;
-};
+typedef rt_attention_args Job;
 
 struct Task {
     int64_t row, kv_head, first, count;  // tokens first to first + count of the row's queries
@@ -172,23 +180,24 @@ std::vector<Task> plan(const Job& job, int64_t rows) {
 
 }  // namespace
 
+EXPORT void rt_attention_body(const void* args, int, int) {
+    const Job& job = *(const Job*)args;
+    const std::vector<Task> tasks = plan(job, *job.num_rows);
+    const int64_t group = job.heads / job.kv_heads, queries = group < TILE ? TILE : group;
+    Scratch scratch(queries, job.d);
+    for (size_t i; (i = (size_t)take(job.counter, 1)) < tasks.size();) {
+        if (job.half) run_task<uint16_t>(job, tasks[i], scratch);
+        else run_task<float>(job, tasks[i], scratch);
+    }
+}
+
 EXPORT void rt_attention(const float* q, int64_t q_stride, const void* k_cache, const void* v_cache, const int32_t* tables,
                          int64_t table_stride, const int32_t* query_start, const int32_t* seq_lens, float* out, int64_t rows,
                          int64_t heads, int64_t kv_heads, int64_t d, float scale, int64_t window, float softcap, int half,
                          int num_threads) {
-    Job job{q, k_cache, v_cache, tables, query_start, seq_lens, out, q_stride, table_stride, heads, kv_heads, d,
-            scale, softcap, window};
-    std::vector<Task> tasks = plan(job, rows);
-    int64_t group = heads / kv_heads, queries = group < TILE ? TILE : group;
-    int64_t work = 0;
-    for (const Task& task : tasks) work += task.count * group * d * seq_lens[task.row];
-#pragma omp parallel num_threads(num_threads) if (work > ALONE)
-    {
-        Scratch scratch(queries, d);
-#pragma omp for schedule(dynamic, 1)
-        for (size_t i = 0; i < tasks.size(); i++) {
-            if (half) run_task<uint16_t>(job, tasks[i], scratch);
-            else run_task<float>(job, tasks[i], scratch);
-        }
-    }
+    int64_t counter = 0, work = 0;
+    Job job{&rows, q, k_cache, v_cache, tables, query_start, seq_lens, out, q_stride, table_stride, heads, kv_heads, d, window,
+            half, &counter, scale, softcap};
+    for (int64_t r = 0; r < rows; r++) work += (query_start[r + 1] - query_start[r]) * heads * d * seq_lens[r];
+    in_parallel(rt_attention_body, &job, num_threads, work <= ALONE);
 }

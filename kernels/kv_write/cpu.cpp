@@ -1,7 +1,19 @@
 // Keys and values into the paged cache: k_cache [num_blocks][Hk][D][16], v_cache [num_blocks][Hk][16][D].
 //
 // It knows nothing of Python: shapes are checked before it is called.
+#include "../parallel.h"
 #include "../simd.h"
+
+extern "C" {
+
+struct rt_kv_write_args {
+    const int64_t *num_rows, *slots;
+    const float *k, *v;
+    void *k_cache, *v_cache;
+    int64_t k_stride, v_stride, heads, d, half;  // half: the caches are float16
+};
+
+}
 
 namespace {
 
@@ -24,12 +36,17 @@ void write(const float* k, const float* v, T* k_cache, T* v_cache, int64_t slot,
 
 }  // namespace
 
+EXPORT void rt_kv_write_body(const void* args, int tid, int nth) {
+    const rt_kv_write_args& a = *(const rt_kv_write_args*)args;
+    for (int64_t t = part(*a.num_rows, tid, nth); t < part(*a.num_rows, tid + 1, nth); t++) {
+        const float *key = a.k + t * a.k_stride, *value = a.v + t * a.v_stride;
+        if (a.half) write(key, value, (uint16_t*)a.k_cache, (uint16_t*)a.v_cache, a.slots[t], a.heads, a.d);
+        else write(key, value, (float*)a.k_cache, (float*)a.v_cache, a.slots[t], a.heads, a.d);
+    }
+}
+
 EXPORT void rt_kv_write(const float* k, int64_t k_stride, const float* v, int64_t v_stride, void* k_cache, void* v_cache,
                         const int64_t* slots, int64_t t, int64_t heads, int64_t d, int half, int num_threads) {
-#pragma omp parallel for num_threads(num_threads) schedule(static) if (t * heads * d > 32768)
-    for (int64_t i = 0; i < t; i++) {
-        const float *key = k + i * k_stride, *value = v + i * v_stride;
-        if (half) write(key, value, (uint16_t*)k_cache, (uint16_t*)v_cache, slots[i], heads, d);
-        else write(key, value, (float*)k_cache, (float*)v_cache, slots[i], heads, d);
-    }
+    rt_kv_write_args args{&t, slots, k, v, k_cache, v_cache, k_stride, v_stride, heads, d, half};
+    in_parallel(rt_kv_write_body, &args, num_threads, t * heads * d <= 32768);
 }

@@ -1,7 +1,19 @@
 // Rotary positions in place: x1' = x1 cos - x2 sin, x2' = x2 cos + x1 sin, half-split pairs.
 //
 // It knows nothing of Python: shapes are checked before it is called.
+#include "../parallel.h"
 #include "../simd.h"
+
+extern "C" {
+
+struct rt_rope_args {
+    const int64_t *num_rows, *positions;
+    const float* cos_sin;  // [P][2 half]: cosines, then sines
+    float *q, *k;
+    int64_t q_stride, q_heads, k_stride, k_heads, d, half;  // strides count floats from token to token
+};
+
+}
 
 namespace {
 
@@ -16,13 +28,17 @@ void turn(float* x, int64_t heads, int64_t d, int64_t half, const float* cos, co
 
 }  // namespace
 
-// cos_sin [P][2 half]: cosines, then sines. Strides count floats from token to token.
+EXPORT void rt_rope_body(const void* args, int tid, int nth) {
+    const rt_rope_args& a = *(const rt_rope_args*)args;
+    for (int64_t t = part(*a.num_rows, tid, nth); t < part(*a.num_rows, tid + 1, nth); t++) {
+        const float* cos = a.cos_sin + a.positions[t] * 2 * a.half;
+        turn(a.q + t * a.q_stride, a.q_heads, a.d, a.half, cos, cos + a.half);
+        turn(a.k + t * a.k_stride, a.k_heads, a.d, a.half, cos, cos + a.half);
+    }
+}
+
 EXPORT void rt_rope(float* q, int64_t q_stride, int64_t q_heads, float* k, int64_t k_stride, int64_t k_heads,
                     const int64_t* positions, const float* cos_sin, int64_t t, int64_t d, int64_t half, int num_threads) {
-#pragma omp parallel for num_threads(num_threads) schedule(static) if (t * (q_heads + k_heads) * d > 65536)
-    for (int64_t i = 0; i < t; i++) {
-        const float* cos = cos_sin + positions[i] * 2 * half;
-        turn(q + i * q_stride, q_heads, d, half, cos, cos + half);
-        turn(k + i * k_stride, k_heads, d, half, cos, cos + half);
-    }
+    rt_rope_args args{&t, positions, cos_sin, q, k, q_stride, q_heads, k_stride, k_heads, d, half};
+    in_parallel(rt_rope_body, &args, num_threads, t * (q_heads + k_heads) * d <= 65536);
 }

@@ -89,25 +89,28 @@ def _model_runner(settings: Settings) -> Built:
     from kernels import load
     from services.worker.models import build
     from services.worker.runtime.kv_cache import plan
-    from services.worker.runtime.runner import ModelRunner, probe, shape_of
+    from services.worker.runtime.runner import KV_DTYPE, ModelRunner, probe, shape_of
 
     config, path = settings.worker, settings.model_path
     if path is None:
         raise StartupError("a worker needs the model's files: set model_path")
     started_at = time.monotonic()
     ops = load(config.device, cache_dir() / "kernels")
-    model = build(path, ops, _progress(str(path)), config.max_model_len)
+    model = build(path, ops, _progress(str(path)), config.max_model_len, config.compute)
+    if model.compute != config.compute:
+        logger.warning(f"compute is {model.compute}: there are no {config.compute} kernels for this processor and model")
     logger.info(
         f"weights loaded: {model.num_bytes / 2**20:.0f} MiB, {'+'.join(model.formats)}, in {time.monotonic() - started_at:.1f} s"
     )
-    kv = plan(shape_of(model, config.kv_dtype), config.kv_memory, model.max_model_len)
+    kv_dtype = config.kv_dtype or KV_DTYPE[model.compute]
+    kv = plan(shape_of(model, kv_dtype), config.kv_memory, model.max_model_len)
     logger.info(kv.arithmetic)
     runner = ModelRunner(
         model,
-        ops,
         num_blocks=kv.num_blocks,
-        kv_dtype=config.kv_dtype,
-        compute=config.compute,
+        kv_dtype=kv_dtype,
+        max_num_seqs=config.max_num_seqs,
+        max_step_tokens=config.max_step_tokens,
         num_threads=config.num_threads,
         device=config.device,
     )

@@ -17,7 +17,7 @@ from tests.kernels.weights import PACKED, random_weights
 
 
 def test_every_op_has_a_row_and_can_be_overridden(ops: Ops, cache_dir: Path) -> None:
-    assert {field.name for field in dataclasses.fields(Ops)} == {"variant", *kernels.TABLE}
+    assert {field.name for field in dataclasses.fields(Ops)} == {"variant", "library", *kernels.TABLE}
     changed = kernels.load("cpu", cache_dir, {"rope": "reference", "sample": "cpu"})
     assert changed.rope is kernels.TABLE["rope"].reference
     assert changed.variant == ops.variant + "+rope=reference"

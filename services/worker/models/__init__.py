@@ -4,16 +4,14 @@ To add a model: a file beside llama.py that turns a config into a ModelSpec, a r
 for GGUF a row in weights/gguf_config.py. It knows nothing of batches, sampling or memory.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from kernels import Ops
-from services.worker.backends.base import KVCache
+from kernels.recorder_fast import can_be_fast, repacked
 from services.worker.backends.paged import PagedBackend
-from services.worker.batch import Batch
 from services.worker.models.assemble import assemble
 from services.worker.models.decoder import Decoder
 from services.worker.models.gemma import gemma2, gemma3, gemma3_with_vision
@@ -53,19 +51,20 @@ class Model:
     num_bytes: int  # of weights, as stored
     formats: tuple[str, ...]  # of the tensors in use, sorted
     numerics: str
+    ops: Ops
+    compute: str  # "fast": weights are repacked and run by fast bodies; "exact"
 
     @property
     def num_layers(self) -> int:
         return len(self.spec.layers)
 
-    def forward(self, batch: Batch, kv: Sequence[KVCache]) -> Tensor:
-        """Logits [S, vocab] float32 of batch.logit_indices; kv: (k_cache, v_cache) of each layer, written in place."""
-        return self.decoder.forward(batch, kv)
 
-
-def build(path: Path, ops: Ops, progress: Progress | None = None, max_model_len: int | None = None) -> Model:
+def build(
+    path: Path, ops: Ops, progress: Progress | None = None, max_model_len: int | None = None, compute: str = "exact"
+) -> Model:
     """Reads the model at `path`; sequences will be at most max_model_len tokens (None: all the model allows).
 
+    compute "fast" is had where the ops have fast bodies for the model, "exact" elsewhere: the result says which.
     progress(bytes read, bytes in all) is called for every tensor. StartupError names the file and the fault.
     """
     checkpoint = open_checkpoint(path)
@@ -73,13 +72,16 @@ def build(path: Path, ops: Ops, progress: Progress | None = None, max_model_len:
     served = max_model_len or spec.context_length
     if served > spec.context_length:
         raise StartupError(f"max-model-len {served} exceeds the {spec.context_length} tokens of {path}; lower it")
-    weights = Weights(checkpoint, ops, progress)
-    decoder = assemble(spec, weights, ops, PagedBackend(ops), served)
+    fast = compute == "fast" and can_be_fast(ops.library, spec.head_dim)
+    weights = Weights(checkpoint, progress, partial(repacked, ops.library) if fast else None)
+    decoder = assemble(spec, weights, PagedBackend(), served)
     formats = tuple(sorted(weights.formats))
     numerics = f"{checkpoint.revision} {'+'.join(formats)}"
     if any(layer.rope.depends_on_length() for layer in spec.layers):
         numerics += f" length {served}"
-    return Model(spec, decoder, served, checkpoint.eos_token_ids, weights.num_bytes, formats, numerics)
+    return Model(
+        spec, decoder, served, checkpoint.eos_token_ids, weights.num_bytes, formats, numerics, ops, "fast" if fast else "exact"
+    )
 
 
 def spec_of(checkpoint: Checkpoint) -> ModelSpec:

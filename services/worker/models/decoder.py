@@ -1,56 +1,50 @@
 """The decoder's forward pass: embed, blocks, norm, head.
 
-Letters: T tokens of the step, S rows whose logits are wanted, V vocabulary. The residual stream is carried beside the
-hidden state, so that adding and normalising are one op. It knows nothing of specs, tensor names or block tables.
+Letters: T tokens of the step, S rows whose logits are wanted, V vocabulary. Every layer adds its result to the residual
+stream. The pass runs on whatever ops it is given: computed at once, or recorded. It knows nothing of specs, tensor names or
+block tables.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from services.worker.backends.base import AttentionBackend, KVCache
+from kernels.step_ops import KVCache, Norm, StepOps
+from kernels.weight import Linear
 from services.worker.batch import Batch
 from services.worker.layers.attention import Attention
-from services.worker.layers.linear import Embedding, Layer
-from services.worker.layers.norm import RMSNorm
+from services.worker.layers.linear import Embedding
+from services.worker.layers.mlp import GatedMLP
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """One layer: normalise, attend, normalise, feed forward."""
 
-    attention_norm: RMSNorm
+    attention_norm: Norm
     attention: Attention
-    mlp_norm: RMSNorm
-    mlp: Layer
+    mlp_norm: Norm
+    mlp: GatedMLP
 
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
     """A model's forward pass."""
 
-    backend: AttentionBackend
     embedding: Embedding
     blocks: Sequence[Block]
-    norm: RMSNorm
-    head: Layer
+    norm: Norm
+    head: Linear
     logit_softcap: float
 
-    def forward(self, batch: Batch, kv: Sequence[KVCache]) -> Tensor:
+    def forward(self, ops: StepOps, batch: Batch, kv: Sequence[KVCache]) -> Tensor:
         """Logits [S, V] float32 of batch.logit_indices; writes the step's keys and values into kv, one cache a layer."""
-        plan = self.backend.plan(batch)
-        x = self.embedding(batch.token_ids)
-        residual = torch.zeros_like(x)
+        residual = self.embedding(ops, batch.token_ids)
         for block, cache in zip(self.blocks, kv, strict=True):
-            x, residual = block.attention_norm.add(x, residual)
-            x = block.attention(x, batch.positions, cache, plan)
-            x, residual = block.mlp_norm.add(x, residual)
-            x = block.mlp(x)
-        wanted = batch.logit_indices
-        x, _ = self.norm.add(x[wanted], residual[wanted])
-        logits = self.head(x)
+            block.attention(ops, ops.norm(residual, block.attention_norm), residual, cache, batch)
+            block.mlp(ops, ops.norm(residual, block.mlp_norm), residual)
+        logits = ops.linear(ops.norm(residual, self.norm, batch.logit_indices), self.head)
         if self.logit_softcap:
-            logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
+            ops.softcap(logits, self.logit_softcap)
         return logits

@@ -3,7 +3,8 @@
 Letters: T tokens, R rows, B the longest block table, S wanted logits. It knows nothing of sampling or of models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -20,17 +21,18 @@ def prepare(rows: Sequence[Row], device: str) -> Batch:
     Logits are wanted, row by row, of every token of a row that asks for prompt logprobs, else of the last
     1 + num_drafts tokens of a row that samples (`num_wanted`).
     """
-    counts = np.array([len(row.token_ids) for row in rows])
-    computed = np.array([row.num_computed for row in rows])
+    counts = _whole(len(row.token_ids) for row in rows)
+    computed = _whole(row.num_computed for row in rows)
+    lengths = _whole(len(row.block_table) for row in rows)
     query_start = np.zeros(len(rows) + 1, dtype=np.int32)
     np.cumsum(counts, out=query_start[1:])
     row_of = np.repeat(np.arange(len(rows)), counts)  # [T]
     positions = np.arange(query_start[-1]) - np.repeat(query_start[:-1] - computed, counts)
-    tables = np.zeros((len(rows), max(len(row.block_table) for row in rows)), dtype=np.int32)
-    for table, row in zip(tables, rows, strict=True):
-        table[: len(row.block_table)] = row.block_table
+    tables = np.zeros((len(rows), int(lengths.max())), dtype=np.int32)
+    blocks = np.fromiter(chain.from_iterable(row.block_table for row in rows), np.int32, int(lengths.sum()))
+    tables[np.arange(tables.shape[1]) < lengths[:, None]] = blocks
     slots = tables[row_of, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
-    wanted = np.array([num_wanted(row) for row in rows])
+    wanted = _whole(num_wanted(row) for row in rows)
     ends = np.cumsum(wanted)
     logit_indices = np.arange(ends[-1]) + np.repeat(query_start[1:] - ends, wanted)
 
@@ -38,7 +40,7 @@ def prepare(rows: Sequence[Row], device: str) -> Batch:
         return torch.from_numpy(np.ascontiguousarray(values, dtype=dtype)).to(device)
 
     return Batch(
-        token_ids=put(np.concatenate([np.asarray(row.token_ids, dtype=np.int64) for row in rows]), np.int64),
+        token_ids=put(np.fromiter(chain.from_iterable(row.token_ids for row in rows), np.int64, len(positions)), np.int64),
         positions=put(positions, np.int64),
         query_start=put(query_start, np.int32),
         seq_lens=put(computed + counts, np.int32),
@@ -53,3 +55,7 @@ def num_wanted(row: Row) -> int:
     if row.prompt_logprobs:
         return len(row.token_ids)
     return 1 + row.num_drafts if row.sample else 0
+
+
+def _whole(numbers: Iterable[int]) -> NDArray[np.int64]:
+    return np.fromiter(numbers, np.int64)

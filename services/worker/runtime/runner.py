@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels import Ops
-from services.worker.backends.base import KVCache
+from kernels.step_ops import KVCache
 from services.worker.engine.step import BLOCK_SIZE, Row, RunnerLimits, Start, Step, StepResult
 from services.worker.models import Model
+from services.worker.runtime.forward import Capacity, Forward, forwarding
 from services.worker.runtime.kv_cache import KVShape, allocate
 from services.worker.runtime.prepare import num_wanted, prepare
 from services.worker.runtime.sampler import Sampler
@@ -22,34 +22,46 @@ from shared.sampling import SamplingParams
 
 PROBE_TOKENS = 128
 
+# Of the KV cache, where nobody asks for another: rounding keys and values costs less than rounding activations does.
+KV_DTYPE = {"fast": "float16", "exact": "float32"}
+
 
 def shape_of(model: Model, kv_dtype: str) -> KVShape:
     """What a token of `model` takes in the KV cache."""
     return KVShape(model.num_layers, model.spec.num_kv_heads, model.spec.head_dim, kv_dtype)
 
 
-def fingerprint(model: Model, ops: Ops, compute: str, kv_dtype: str) -> str:
+def fingerprint(model: Model, kv_dtype: str) -> str:
     """All that the numbers depend on besides the request (DESIGN 1.4): runs that agree in it give the same tokens."""
-    return f"{model.numerics} {compute} kv-{kv_dtype} {ops.variant} tp1"
+    return f"{model.numerics} {model.compute} kv-{kv_dtype} {model.ops.variant} tp1"
 
 
 class ModelRunner:
     """A model with its KV cache. Build it anywhere; `run` belongs to one thread, whose compute threads it sets."""
 
     def __init__(
-        self, model: Model, ops: Ops, *, num_blocks: int, kv_dtype: str, compute: str, num_threads: int | None, device: str
+        self,
+        model: Model,
+        *,
+        num_blocks: int,
+        kv_dtype: str,
+        max_num_seqs: int,
+        max_step_tokens: int,
+        num_threads: int | None,
+        device: str,
     ):
         self.limits = RunnerLimits(
             num_blocks=num_blocks,
             max_model_len=model.max_model_len,
             vocab_size=model.spec.vocab_size,
             eos_token_ids=model.eos_token_ids,
-            fingerprint=fingerprint(model, ops, compute, kv_dtype),
+            fingerprint=fingerprint(model, kv_dtype),
         )
-        self._model = model
         self._device = device
-        self._kv: Sequence[KVCache] = allocate(shape_of(model, kv_dtype), num_blocks, device)
-        self._sampler = Sampler(ops, model.eos_token_ids)
+        kv: Sequence[KVCache] = allocate(shape_of(model, kv_dtype), num_blocks, device)
+        capacity = Capacity(max_step_tokens, max_num_seqs, -(-model.max_model_len // BLOCK_SIZE) + 1)
+        self.forward: Forward | None = forwarding(model, kv, capacity)
+        self._sampler = Sampler(model.ops, model.eos_token_ids, device)
         self._num_threads = num_threads
         self._thread = 0
 
@@ -62,12 +74,14 @@ class ModelRunner:
                 torch.set_num_threads(self._num_threads)
         with torch.inference_mode():
             self._sampler.update(step)
-            logits = self._model.forward(prepare(step.rows, self._device), self._kv)
+            if self.forward is None:
+                raise RuntimeError("the runner was closed")
+            logits = self.forward(prepare(step.rows, self._device))
             return StepResult(self._sampler.sample(step.rows, [num_wanted(row) for row in step.rows], logits))
 
     def close(self) -> None:
         """Frees the KV cache."""
-        self._kv = ()
+        self.forward = None
 
 
 def probe(runner: ModelRunner, max_step_tokens: int) -> float:

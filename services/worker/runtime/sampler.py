@@ -68,15 +68,7 @@ class Sampled:
     def __init__(self, start: Start, eos_token_ids: tuple[int, ...]):
         params = start.params
         self.params = params
-        self.reals = (
-            params.temperature,
-            params.top_p,
-            params.min_p,
-            params.presence_penalty,
-            params.frequency_penalty,
-            params.repetition_penalty,
-        )
-        self.wholes = (params.seed or 0, start.choice, params.top_k)
+        self.choice = start.choice
         self.prompt = start.prompt
         self.num_output = len(start.output)
         counted = params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
@@ -129,8 +121,9 @@ class Draw:
 class Sampler:
     """All sequences of one runner, by seq_id."""
 
-    def __init__(self, ops: Ops, eos_token_ids: tuple[int, ...]):
+    def __init__(self, ops: Ops, eos_token_ids: tuple[int, ...], device: str):
         self._ops = ops
+        self._columns = Columns(device)
         self._eos_token_ids = eos_token_ids
         self._sequences: dict[int, Sampled] = {}
 
@@ -153,7 +146,7 @@ class Sampler:
                 chosen += range(end - 1 - row.num_drafts, end)
         if draws:
             drawn = logits if len(chosen) == len(logits) else logits[torch.tensor(chosen, device=logits.device)]
-            ids = self._ops.sample(drawn, params_of(draws, str(logits.device))).tolist()
+            ids = self._ops.sample(drawn, self._columns.params_of(draws)).tolist()
             self._book(rows, results, ids, drawn)
         for row, result, num, end in zip(rows, results, wanted, ends, strict=True):
             if row.prompt_logprobs and result.error is None:
@@ -212,40 +205,50 @@ class Sampler:
         return [TokenLogprobs((token_id, *top), (value, *tops)) for token_id, value, top, tops in columns]
 
 
-def params_of(draws: Sequence[Draw], device: str) -> SampleParams:
-    """The arrays of `draws`, on the device."""
-    reals = np.array([draw.sequence.reals for draw in draws], dtype=np.float32).T
-    wholes = np.array([(draw.position, *draw.sequence.wholes) for draw in draws], dtype=np.int64).T
+class Columns:
+    """SampleParams of draws. What does not change from step to step is kept for as long as the same sequences draw."""
 
-    def put(values: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+    def __init__(self, device: str):
+        self._device = device
+        self._sequences: list[Sampled] = []
+        self._fixed: dict[str, Tensor] = {}
 
-    def starts(lists: Sequence[NDArray[np.generic]]) -> Tensor:
-        return put(np.array([0, *accumulate(map(len, lists))], dtype=np.int32))
+    def params_of(self, draws: Sequence[Draw]) -> SampleParams:
+        """The arrays of `draws`, on the device."""
+        sequences = [draw.sequence for draw in draws]
+        if sequences != self._sequences:
+            self._sequences, self._fixed = sequences, self._fixed_of(sequences)
+        output, seen, banned = zip(*[(draw.output_ids, draw.seen_ids, draw.banned_ids) for draw in draws], strict=True)
+        return SampleParams(
+            **self._fixed,
+            position=self._column((draw.position for draw in draws), np.int64),
+            output_start=self._starts(output),
+            output_ids=self._joined(output),
+            output_counts=self._joined([draw.output_counts for draw in draws]),
+            seen_start=self._starts(seen),
+            seen_ids=self._joined(seen),
+            banned_start=self._starts(banned),
+            banned_ids=self._joined(banned),
+        )
 
-    output = [draw.output_ids for draw in draws]
-    seen = [draw.seen_ids for draw in draws]
-    bias = [draw.sequence.bias_ids for draw in draws]
-    banned = [draw.banned_ids for draw in draws]
-    return SampleParams(
-        temperature=put(reals[0]),
-        top_k=put(wholes[3].astype(np.int32)),
-        top_p=put(reals[1]),
-        min_p=put(reals[2]),
-        presence_penalty=put(reals[3]),
-        frequency_penalty=put(reals[4]),
-        repetition_penalty=put(reals[5]),
-        seed=put(wholes[1]),
-        position=put(wholes[0]),
-        choice=put(wholes[2]),
-        output_start=starts(output),
-        output_ids=put(np.concatenate(output)),
-        output_counts=put(np.concatenate([draw.output_counts for draw in draws])),
-        seen_start=starts(seen),
-        seen_ids=put(np.concatenate(seen)),
-        bias_start=starts(bias),
-        bias_ids=put(np.concatenate(bias)),
-        bias_values=put(np.concatenate([draw.sequence.bias_values for draw in draws])),
-        banned_start=starts(banned),
-        banned_ids=put(np.concatenate(banned)),
-    )
+    def _fixed_of(self, sequences: Sequence[Sampled]) -> dict[str, Tensor]:
+        params = [sequence.params for sequence in sequences]
+        floats = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+        bias = [sequence.bias_ids for sequence in sequences]
+        return {name: self._column((getattr(each, name) for each in params), np.float32) for name in floats} | {
+            "top_k": self._column((each.top_k for each in params), np.int32),
+            "seed": self._column((each.seed or 0 for each in params), np.int64),
+            "choice": self._column((sequence.choice for sequence in sequences), np.int64),
+            "bias_start": self._starts(bias),
+            "bias_ids": self._joined(bias),
+            "bias_values": self._joined([sequence.bias_values for sequence in sequences]),
+        }
+
+    def _column(self, values: Iterable[float], dtype: type[np.generic]) -> Tensor:
+        return torch.from_numpy(np.fromiter(values, dtype)).to(self._device)
+
+    def _joined(self, lists: Sequence[NDArray[np.generic]]) -> Tensor:
+        return torch.from_numpy(np.concatenate(lists)).to(self._device)
+
+    def _starts(self, lists: Sequence[NDArray[np.generic]]) -> Tensor:
+        return self._column(accumulate(map(len, lists), initial=0), np.int32)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import Ops
 from kernels.matmul.formats import FORMATS
-from services.worker.layers.linear import Layer, Weight, fused
+from kernels.weight import Linear, Weight
+from services.worker.layers.linear import Repack, fused
 from shared.errors import StartupError
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
@@ -52,9 +52,9 @@ class Weights:
     All methods raise StartupError naming file and tensor.
     """
 
-    def __init__(self, checkpoint: Checkpoint, ops: Ops, progress: Progress | None = None):
+    def __init__(self, checkpoint: Checkpoint, progress: Progress | None = None, repack: Repack | None = None):
         self.checkpoint = checkpoint
-        self.ops = ops
+        self.repack = repack
         self.progress = progress or (lambda done, total: None)
         self.unused = dict(checkpoint.entries)
         self.num_bytes = sum(entry.num_bytes for entry in self.unused.values())
@@ -66,11 +66,11 @@ class Weights:
         entry = self._take(name, (n, k))
         return Weight(self._read(entry), entry.format, k)
 
-    def linear(self, parts: Mapping[str, int], k: int, *, bias: bool = False) -> Layer:
+    def linear(self, parts: Mapping[str, int], k: int, *, bias: bool = False) -> Linear:
         """One layer [T, k] -> [T, sum of rows] from the modules in `parts` (name -> rows), in order."""
         weights = [self.weight(f"{name}.weight", n, k) for name, n in parts.items()]
         biases = [self.vector(f"{name}.bias", n) for name, n in parts.items()] if bias else []
-        return fused(self.ops, weights, biases)
+        return fused(weights, biases, self.repack)
 
     def vector(self, name: str, n: int) -> Tensor:
         """The n numbers `name` as float32."""

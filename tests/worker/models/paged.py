@@ -8,6 +8,7 @@ from torch import Tensor
 
 from services.worker.batch import Batch
 from services.worker.models import Model
+from services.worker.runtime.forward import Capacity, forwarding
 
 BLOCK_SIZE = 16
 
@@ -31,6 +32,8 @@ class PagedLoop:
             for _ in range(model.num_layers)
         ]
         self.lengths = [0] * num_rows
+        capacity = Capacity(num_rows * max_tokens, num_rows, self.blocks_per_row)
+        self.forward = forwarding(model, self.kv, capacity)
 
     def step(self, rows: dict[int, list[int]], *, every: bool = False) -> Tensor:
         """Feeds rows (row -> tokens); logits of each row's last token, or of every token, in order."""
@@ -54,7 +57,7 @@ class PagedLoop:
             logit_indices=torch.tensor(wanted),
         )
         with torch.inference_mode():
-            return self.model.forward(batch, self.kv)
+            return self.forward(batch).clone()
 
 
 def greedy(model: Model, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kernels import Ops
 from services.worker.engine.engine import Delta, Engine, EngineLimits, EngineStats, Finish, Work
 from services.worker.engine.step import TokenLogprobs
 from services.worker.models import Model
@@ -27,22 +26,25 @@ SEEDED = SamplingParams(
 )
 
 
-def runner_of(model: Model, ops: Ops, num_blocks: int, kv_dtype: str = "float32") -> ModelRunner:
-    return ModelRunner(model, ops, num_blocks=num_blocks, kv_dtype=kv_dtype, compute="exact", num_threads=None, device="cpu")
+def runner_of(
+    model: Model, num_blocks: int, kv_dtype: str = "float32", max_num_seqs: int = 64, max_step_tokens: int = 512
+) -> ModelRunner:
+    limits = {"max_num_seqs": max_num_seqs, "max_step_tokens": max_step_tokens}
+    return ModelRunner(model, num_blocks=num_blocks, kv_dtype=kv_dtype, **limits, num_threads=None, device="cpu")
 
 
 class EngineRun:
     """One engine; `run` submits works and waits for all their ends. Use as a context."""
 
     def __init__(
-        self, model: Model, ops: Ops, *, num_blocks: int = 256, max_num_seqs: int = 64, max_step_tokens: int = 512, **options: Any
+        self, model: Model, *, num_blocks: int = 256, max_num_seqs: int = 64, max_step_tokens: int = 512, **options: Any
     ):
         self.tokens: dict[tuple[str, int], list[int]] = {}
         self.logprobs: dict[tuple[str, int], list[TokenLogprobs]] = {}
         self.prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
         self.finishes: dict[tuple[str, int], Finish] = {}
         self.failure: Exception | None = None
-        self.runner = runner_of(model, ops, num_blocks)
+        self.runner = runner_of(model, num_blocks, max_num_seqs=max_num_seqs, max_step_tokens=max_step_tokens)
         self._changed = threading.Condition()
         self._engine = Engine(
             self.runner,

@@ -15,6 +15,7 @@ from kernels import Ops
 from services.worker.batch import Batch
 from services.worker.engine.step import Row, Start, Step
 from services.worker.models import Model, build
+from services.worker.runtime.forward import Forward
 from services.worker.runtime.kv_cache import KVShape, allocate, plan
 from services.worker.runtime.prepare import num_wanted, prepare
 from services.worker.runtime.runner import probe
@@ -103,9 +104,9 @@ def raw(model: Model) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("chunk", [7, 512])
-def test_logprobs_come_from_raw_logits(model: Model, ops: Ops, raw: torch.Tensor, chunk: int) -> None:
+def test_logprobs_come_from_raw_logits(model: Model, raw: torch.Tensor, chunk: int) -> None:
     params = replace(SEEDED, num_logprobs=3, num_prompt_logprobs=2)
-    with EngineRun(model, ops, max_step_tokens=chunk) as engine:
+    with EngineRun(model, max_step_tokens=chunk) as engine:
         engine.run([("it", PROMPT, params)])
     rows = engine.prompt_logprobs["it"]
     assert [row.token_ids[0] for row in rows] == PROMPT[1:]
@@ -119,49 +120,47 @@ def test_logprobs_come_from_raw_logits(model: Model, ops: Ops, raw: torch.Tensor
     assert len(engine.logprobs["it", 0]) == len(engine.tokens["it", 0])
 
 
-class Spoiled:
-    """A model that gives NaN after one token."""
+def spoiled(forward: Forward, bad_token: int = 66) -> Forward:
+    """NaN for sequences whose last token of a step is bad_token."""
 
-    bad_token = 66
-
-    def __init__(self, model: Model):
-        self.spec, self.num_layers = model.spec, model.num_layers
-        self.max_model_len, self.eos_token_ids, self.numerics = model.max_model_len, model.eos_token_ids, model.numerics
-        self._model = model
-
-    def forward(self, batch: Batch, kv: object) -> torch.Tensor:
-        logits = self._model.forward(batch, kv)  # type: ignore[arg-type]
-        logits[batch.token_ids[batch.logit_indices] == self.bad_token] = torch.nan
+    def run(batch: Batch) -> torch.Tensor:
+        logits = forward(batch)
+        logits[batch.token_ids[batch.logit_indices] == bad_token] = torch.nan
         return logits
 
+    return run
 
-def test_logits_that_are_no_numbers_end_their_row_alone(model: Model, ops: Ops) -> None:
-    with EngineRun(model, ops) as engine:
+
+def test_logits_that_are_no_numbers_end_their_row_alone(model: Model) -> None:
+    with EngineRun(model) as engine:
         engine.run([("good", PROMPT, GREEDY)])
         expected = engine.tokens["good", 0]
-    with EngineRun(Spoiled(model), ops) as engine:  # type: ignore[arg-type]
+    with EngineRun(model) as engine:
+        assert engine.runner.forward is not None
+        engine.runner.forward = spoiled(engine.runner.forward)
         engine.run([("bad", [5, 66], GREEDY), ("good", PROMPT, GREEDY)])
     assert engine.finishes["bad", 0].reason == "error"
     assert "not a number" in (engine.finishes["bad", 0].error or "")
     assert engine.tokens["good", 0] == expected
 
 
-def test_a_model_that_computes_no_numbers_does_not_start(model: Model, ops: Ops) -> None:
-    assert 0 < probe(runner_of(model, ops, 16), 512) < 10
-    spoiled = Spoiled(model)
-    spoiled.bad_token = 127
+def test_a_model_that_computes_no_numbers_does_not_start(model: Model) -> None:
+    assert 0 < probe(runner_of(model, 16), 512) < 10
+    runner = runner_of(model, 16)
+    assert runner.forward is not None
+    runner.forward = spoiled(runner.forward, bad_token=127)
     with pytest.raises(StartupError, match="not a number"):
-        probe(runner_of(spoiled, ops, 16), 512)  # type: ignore[arg-type]
+        probe(runner, 512)
 
 
-def test_bias_that_leaves_no_token_is_an_error_of_its_row(model: Model, ops: Ops) -> None:
-    runner = runner_of(model, ops, 8)
+def test_bias_that_leaves_no_token_is_an_error_of_its_row(model: Model) -> None:
+    runner = runner_of(model, 8)
     params = SamplingParams(seed=1, max_tokens=4, min_tokens=4, stop_token_ids=tuple(range(131)))
     step = Step([Row(1, 0, PROMPT[:5], [3], True)], [Start(1, 0, params, PROMPT[:5], [])])
     assert "leave no token" in (runner.run(step).rows[0].error or "")
 
 
-def test_the_fingerprint_names_all_that_numbers_depend_on(model: Model, ops: Ops) -> None:
-    fingerprint = runner_of(model, ops, 8).limits.fingerprint
-    assert fingerprint == f"{model.numerics} exact kv-float32 {ops.variant} tp1"
-    assert runner_of(model, ops, 8, kv_dtype="float16").limits.fingerprint != fingerprint
+def test_the_fingerprint_names_all_that_numbers_depend_on(model: Model) -> None:
+    fingerprint = runner_of(model, 8).limits.fingerprint
+    assert fingerprint == f"{model.numerics} exact kv-float32 {model.ops.variant} tp1"
+    assert runner_of(model, 8, kv_dtype="float16").limits.fingerprint != fingerprint

@@ -23,17 +23,24 @@ def prompt_of(seed: int, length: int, vocab_size: int) -> list[int]:
     return [rng.randrange(3, vocab_size) for _ in range(length)]
 
 
-def smollm2(ops: Ops) -> Model:
-    return build(Path(find_or_fetch("smollm2")), ops, max_model_len=512)
+def smollm2(ops: Ops, compute: str) -> Model:
+    return build(Path(find_or_fetch("smollm2")), ops, max_model_len=512, compute=compute)
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma2", pytest.param("smollm2", marks=pytest.mark.full)])
+TINY = [("llama", "exact"), ("llama", "fast"), ("gemma2", "exact"), ("gemma2", "fast")]
+REAL = [("smollm2", "exact"), ("smollm2", "fast")]
+
+
+@pytest.fixture(scope="module", params=[*TINY, *(pytest.param(pair, marks=pytest.mark.full) for pair in REAL)], ids="-".join)
 def model(request: pytest.FixtureRequest, ops: Ops, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    if request.param == "smollm2":
-        return smollm2(ops)
-    folder = tmp_path_factory.mktemp(request.param)
-    tiny.save(tiny.random_model(request.param), folder)
-    return build(folder, ops)
+    name, compute = request.param
+    if name == "smollm2":
+        return smollm2(ops, compute)
+    folder = tmp_path_factory.mktemp(name)
+    tiny.save(tiny.random_model(name), folder)
+    built = build(folder, ops, compute=compute)
+    assert built.compute == compute
+    return built
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +49,13 @@ def prompt(model: Model) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def solo(model: Model, ops: Ops, prompt: list[int]) -> dict[str, list[int]]:
+def solo(model: Model, prompt: list[int]) -> dict[str, list[int]]:
     """The truth: each request alone on a fresh engine."""
-    return {name: alone(model, ops, prompt, params) for name, params in (("greedy", GREEDY), ("seeded", SEEDED))}
+    return {name: alone(model, prompt, params) for name, params in (("greedy", GREEDY), ("seeded", SEEDED))}
 
 
-def alone(
-    model: Model, ops: Ops, prompt: list[int], params: SamplingParams, outputs: list[int] | None = None, **options: Any
-) -> list[int]:
-    with EngineRun(model, ops, **options) as engine:
+def alone(model: Model, prompt: list[int], params: SamplingParams, outputs: list[int] | None = None, **options: Any) -> list[int]:
+    with EngineRun(model, **options) as engine:
         engine.run([("it", prompt, params)], {0: outputs} if outputs else None)
         return engine.tokens["it", 0]
 
@@ -62,26 +67,26 @@ def test_the_two_requests_differ(solo: dict[str, list[int]]) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 16, 512])
-def test_in_chunks(model: Model, ops: Ops, prompt: list[int], solo: dict[str, list[int]], chunk: int) -> None:
+def test_in_chunks(model: Model, prompt: list[int], solo: dict[str, list[int]], chunk: int) -> None:
     for name, params in (("greedy", GREEDY), ("seeded", SEEDED)):
         if chunk == 1 and model.spec.vocab_size > 1000 and name == "greedy":
             continue
-        assert alone(model, ops, prompt, params, max_step_tokens=chunk) == solo[name]
+        assert alone(model, prompt, params, max_step_tokens=chunk) == solo[name]
 
 
-def test_among_32_strangers(model: Model, ops: Ops, prompt: list[int], solo: dict[str, list[int]]) -> None:
+def test_among_32_strangers(model: Model, prompt: list[int], solo: dict[str, list[int]]) -> None:
     rng = random.Random(2)
     strangers = []
     for number in range(32):
         params = replace(rng.choice((GREEDY, SEEDED)), seed=number, max_tokens=8, min_tokens=0)
         strangers.append((f"s{number}", prompt_of(100 + number, rng.randrange(1, 24), model.spec.vocab_size), params))
-    with EngineRun(model, ops, max_step_tokens=96) as engine:
+    with EngineRun(model, max_step_tokens=96) as engine:
         engine.run([*strangers[:16], ("greedy", prompt, GREEDY), ("seeded", prompt, SEEDED), *strangers[16:]])
         assert {name: engine.tokens[name, 0] for name in solo} == solo
 
 
-def test_with_a_warm_prefix_cache(model: Model, ops: Ops, prompt: list[int], solo: dict[str, list[int]]) -> None:
-    with EngineRun(model, ops) as engine:
+def test_with_a_warm_prefix_cache(model: Model, prompt: list[int], solo: dict[str, list[int]]) -> None:
+    with EngineRun(model) as engine:
         engine.run([("greedy", prompt, GREEDY)])
         assert engine.finishes["greedy", 0].num_cached_tokens == 0
         engine.run([("greedy", prompt, GREEDY), ("seeded", prompt, SEEDED)])
@@ -89,25 +94,25 @@ def test_with_a_warm_prefix_cache(model: Model, ops: Ops, prompt: list[int], sol
         assert engine.finishes["seeded", 0].num_cached_tokens == 48
 
 
-def test_after_preemption(model: Model, ops: Ops, prompt: list[int], solo: dict[str, list[int]]) -> None:
+def test_after_preemption(model: Model, prompt: list[int], solo: dict[str, list[int]]) -> None:
     """Two sequences that need 6 blocks each in the end, and 10 there are: the younger is preempted, and computed again."""
     greedy, seeded = replace(GREEDY, max_tokens=40), replace(SEEDED, max_tokens=40, min_tokens=40)
     other = prompt_of(3, 53, model.spec.vocab_size)
     for victim in (greedy, seeded):
-        expected = alone(model, ops, prompt, victim)
-        with EngineRun(model, ops, num_blocks=10) as engine:
+        expected = alone(model, prompt, victim)
+        with EngineRun(model, num_blocks=10) as engine:
             engine.run([("other", other, greedy), ("victim", prompt, victim)])
             assert engine.stats().preemptions > 0
             assert engine.tokens["victim", 0] == expected
 
 
 @pytest.mark.parametrize("at", [1, 11])
-def test_resumed_elsewhere(model: Model, ops: Ops, prompt: list[int], solo: dict[str, list[int]], at: int) -> None:
-    assert alone(model, ops, prompt, SEEDED, solo["seeded"][:at]) == solo["seeded"]
-    assert alone(model, ops, prompt, GREEDY, solo["greedy"][:at]) == solo["greedy"]
+def test_resumed_elsewhere(model: Model, prompt: list[int], solo: dict[str, list[int]], at: int) -> None:
+    assert alone(model, prompt, SEEDED, solo["seeded"][:at]) == solo["seeded"]
+    assert alone(model, prompt, GREEDY, solo["greedy"][:at]) == solo["greedy"]
 
 
-def test_with_drafts_right_and_wrong(model: Model, ops: Ops, prompt: list[int], solo: dict[str, list[int]]) -> None:
+def test_with_drafts_right_and_wrong(model: Model, prompt: list[int], solo: dict[str, list[int]]) -> None:
     for name, params in (("greedy", GREEDY), ("seeded", SEEDED)):
 
         def guess(tokens: list[int], most: int, truth: list[int] = solo[name]) -> list[int]:
@@ -115,30 +120,31 @@ def test_with_drafts_right_and_wrong(model: Model, ops: Ops, prompt: list[int], 
             right = truth[done : done + 3]
             return (right if done % 2 else [*right[:1], 3])[:most]
 
-        with EngineRun(model, ops, drafter=guess) as engine:
+        with EngineRun(model, drafter=guess) as engine:
             engine.run([("it", prompt, params)])
             assert engine.tokens["it", 0] == solo[name]
             assert engine.stats().steps < 15
 
 
-def test_choices_share_the_prompt_and_differ(model: Model, ops: Ops, prompt: list[int], solo: dict[str, list[int]]) -> None:
-    with EngineRun(model, ops) as engine:
+def test_choices_share_the_prompt_and_differ(model: Model, prompt: list[int], solo: dict[str, list[int]]) -> None:
+    with EngineRun(model) as engine:
         engine.run([("it", prompt, replace(SEEDED, n=3))])
         assert engine.tokens["it", 0] == solo["seeded"]
         assert len({tuple(engine.tokens["it", choice]) for choice in range(3)}) == 3
 
 
-def test_smollm2_solo_in_a_batch_in_chunks_and_cached(ops: Ops) -> None:
-    model = smollm2(ops)
+@pytest.mark.parametrize("compute", ["exact", "fast"])
+def test_smollm2_solo_in_a_batch_in_chunks_and_cached(ops: Ops, compute: str) -> None:
+    model = smollm2(ops, compute)
     prompt = prompt_of(1, 35, model.spec.vocab_size)
     requests = {"greedy": replace(GREEDY, max_tokens=6), "seeded": replace(SEEDED, max_tokens=6, min_tokens=5)}
-    solo = {name: alone(model, ops, prompt, params) for name, params in requests.items()}
+    solo = {name: alone(model, prompt, params) for name, params in requests.items()}
     short = replace(GREEDY, max_tokens=3)
     strangers = [(f"s{number}", prompt_of(number, 3, model.spec.vocab_size), short) for number in range(6)]
-    with EngineRun(model, ops, max_step_tokens=16) as engine:
+    with EngineRun(model, max_step_tokens=16) as engine:
         engine.run([*strangers, *((name, prompt, params) for name, params in requests.items())])
         assert {name: engine.tokens[name, 0] for name in solo} == solo
         engine.run([(name, prompt, params) for name, params in requests.items()])
         assert {name: engine.tokens[name, 0] for name in solo} == solo
         assert engine.finishes["greedy", 0].num_cached_tokens == 32
-    assert alone(model, ops, prompt, requests["seeded"], solo["seeded"][:3]) == solo["seeded"]
+    assert alone(model, prompt, requests["seeded"], solo["seeded"][:3]) == solo["seeded"]

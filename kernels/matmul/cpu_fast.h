@@ -1,0 +1,92 @@
+// Repacked weights: a tile is 8 (or, for floats, 16) rows side by side, so that no product needs a sum over lanes.
+//
+// Rows beyond the last are zero. A tile of a packed kind is K / 32 groups end to end, a group being
+//
+//     Q4      8 f16 d; 4 x 32 bytes of nibbles                  w = d (q - 8)     Q4_0
+//     Q4_MIN  8 f16 d; 8 f16 m; 4 x 32 bytes of nibbles         w = d q + m       Q4_1, Q4_K
+//     Q8      8 f16 d; 16 x 16 bytes                            w = d q           Q8_0
+//     Q8_MIN  8 f16 d; 8 f16 m; 16 x 16 bytes                   w = d q + m       Q5_K
+//     Q8_HALF twice (8 f16 d; 8 x 16 bytes), 16 weights each    w = d q           Q6_K
+//
+// Bytes 4 r to 4 r + 3 of vector j of nibbles hold weights 4 j to 4 j + 3 of row r low, and the 16 after them high. Bytes
+// 2 r and 2 r + 1 of vector j of bytes are weights 2 j and 2 j + 1 of row r. A tile of floats is [K][16].
+// It knows nothing of files.
+#pragma once
+
+#include "../rows.h"
+#include "unpack.h"
+
+extern "C" {
+
+enum rt_kind { RT_Q4, RT_Q4_MIN, RT_Q8, RT_Q8_MIN, RT_Q8_HALF, RT_F32, RT_F16, RT_BF16 };
+
+struct rt_weight {
+    const uint8_t* data;
+    int64_t kind, n, k;
+};
+
+struct rt_fast_matmul_args {
+    const int64_t* num_rows;
+    rt_weight weight;
+    rt_rows x;  // Q4, Q4_MIN read q8; Q8, Q8_MIN, Q8_HALF read q16; the float kinds read y
+    float* out;  // [T][out_stride]
+    int64_t out_stride;
+    const float* bias;  // [n], or null
+    int64_t add;  // 1: out += product, 0: out = product
+};
+
+struct rt_fast_gate_up_args {
+    const int64_t* num_rows;
+    rt_weight gate, up;  // n a multiple of 32, the same kind
+    rt_rows x;
+    rt_rows out;
+    int64_t gelu;  // 1: the tanh form of GELU, 0: SiLU
+};
+
+struct rt_fast_embed_args {
+    const int64_t* num_rows;
+    const int64_t* ids;
+    rt_weight weight;
+    float scale;
+    float* out;  // [T][out_stride]
+    int64_t out_stride;
+};
+
+}
+
+INLINE int64_t tile_rows(int64_t kind) { return kind >= RT_F32 ? 16 : 8; }
+
+INLINE int64_t tile_bytes(int64_t kind, int64_t k) {
+    switch (kind) {
+        case RT_Q4: return k / 32 * 144;
+        case RT_Q4_MIN: return k / 32 * 160;
+        case RT_Q8: return k / 32 * 272;
+        case RT_F32: return k * 64;
+        case RT_F16: case RT_BF16: return k * 32;
+        default: return k / 32 * 288;
+    }
+}
+
+#ifdef ROADTRAIN_AVX2
+
+constexpr int64_t TILE_COUNT = 6;  // most rows of x a tile takes
+constexpr int64_t MOST_ROWS = 96;  // most that are multiplied with a tile before the next tile is read
+
+// How many rows of x are multiplied with a tile before the next tile is read: what stays in the first cache, or, for
+// floats, whose tiles do not fit there anyway, in the second.
+INLINE int64_t rows_at_once(const rt_weight& weight) {
+    const bool floats = weight.kind >= RT_F32;
+    const int64_t bytes = weight.k * (floats ? 4 : weight.kind <= RT_Q4_MIN ? 1 : 2), rows = (floats ? 100000 : 14000) / bytes / 6 * 6;
+    return rows < 6 ? 6 : rows > MOST_ROWS ? MOST_ROWS : rows;
+}
+
+// Rows first to end cut into pieces of at most 6, as even as can be: cut once, used for every tile.
+struct Pieces {
+    int64_t count, from[MOST_ROWS / TILE_COUNT + 2];
+    Pieces(int64_t first, int64_t end) : count((end - first + TILE_COUNT - 1) / TILE_COUNT) {
+        for (int64_t i = 0; i <= count; i++) from[i] = first + (end - first) * i / count;
+    }
+    int64_t end() const { return from[count]; }
+};
+
+#endif

@@ -1,0 +1,77 @@
+"""A model's forward pass over one KV cache, recorded once where the ops can be recorded, else computed op by op.
+
+Letters as in batch.py. It knows nothing of rows, sequences or sampling.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from kernels.recorder import Recorder
+from kernels.recorder_fast import FastRecorder
+from kernels.step_ops import Eager, KVCache
+from services.worker.batch import Batch
+from services.worker.models import Model
+
+# Logits [S, V] float32 of batch.logit_indices, valid until the next call; keys and values go into the cache.
+Forward: TypeAlias = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The largest step: T, R and B of a batch."""
+
+    num_tokens: int
+    num_rows: int
+    num_blocks: int
+
+
+def forwarding(model: Model, kv: Sequence[KVCache], capacity: Capacity) -> Forward:
+    """The pass of `model` over `kv`, for batches within `capacity`."""
+    if model.ops.library is None:
+        eager = Eager(model.ops)
+        return lambda batch: model.decoder.forward(eager, batch, kv)
+    return Recorded(model, kv, capacity)
+
+
+class Recorded:
+    """The pass as a program: a step is copied into place and run with one call."""
+
+    def __init__(self, model: Model, kv: Sequence[KVCache], capacity: Capacity):
+        library = model.ops.library
+        if library is None:
+            raise ValueError("only compiled ops can be recorded")
+        tokens, rows = capacity.num_tokens, capacity.num_rows
+        self._inputs = Batch(
+            token_ids=torch.zeros(tokens, dtype=torch.int64),
+            positions=torch.zeros(tokens, dtype=torch.int64),
+            query_start=torch.zeros(rows + 1, dtype=torch.int32),
+            seq_lens=torch.zeros(rows, dtype=torch.int32),
+            block_tables=torch.zeros(rows, capacity.num_blocks, dtype=torch.int32),
+            slots=torch.zeros(tokens, dtype=torch.int64),
+            logit_indices=torch.zeros(tokens, dtype=torch.int64),
+        )
+        self._recorder = (FastRecorder if model.compute == "fast" else Recorder)(library, tokens)
+        self._vocab_size = model.spec.vocab_size
+        self._logits = model.decoder.forward(self._recorder, self._inputs, kv)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        inputs, num_tokens, num_wanted = self._inputs, len(batch.token_ids), len(batch.logit_indices)
+        num_rows, num_blocks = batch.block_tables.shape
+        if num_tokens > len(inputs.token_ids) or num_rows > len(inputs.seq_lens):
+            raise ValueError(f"a step of {num_tokens} tokens and {num_rows} rows is larger than what was recorded")
+        if int(batch.token_ids.max()) >= self._vocab_size or int(batch.token_ids.min()) < 0:
+            raise IndexError(f"token ids must lie in [0, {self._vocab_size})")
+        inputs.token_ids[:num_tokens] = batch.token_ids
+        inputs.positions[:num_tokens] = batch.positions
+        inputs.slots[:num_tokens] = batch.slots
+        inputs.logit_indices[:num_wanted] = batch.logit_indices
+        inputs.query_start[: num_rows + 1] = batch.query_start
+        inputs.seq_lens[:num_rows] = batch.seq_lens
+        inputs.block_tables[:num_rows, :num_blocks] = batch.block_tables
+        self._recorder.set_counts((num_tokens, num_rows, num_wanted))
+        self._recorder.program.run(torch.get_num_threads())
+        return self._logits[:num_wanted]
