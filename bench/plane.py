@@ -163,7 +163,7 @@ def measure_speed(folder: Path, num_streams: int, num_tokens: int) -> tuple[Spee
 def measure_pace(folder: Path, num_streams: int, step_ms: float, seconds: float) -> Pace:
     """The road at a fixed pace: a step takes step_ms however many take part in it."""
     port, ramp_s = free_port(), num_streams / 200
-    num_tokens = int((seconds + ramp_s) * 1000 / step_ms)
+    num_tokens = int((seconds + 2 * ramp_s) * 1000 / step_ms)
     flags = ("--max-num-seqs", str(num_streams), "--max-step-tokens", "8192", "--worker.sim-step-ms", str(step_ms))
     flags += ("--worker.sim-step-ms-per-seq", "0", "--worker.sim-num-blocks", str(num_streams * (num_tokens + 64) // 16))
     command = sim_command(port, *flags, "--worker.sim-prefill-tokens-per-s", "1e9")
