@@ -162,8 +162,9 @@ class Plane:
             await self.registry.announce_router(RouterFacts(self._router_id, self._boot_id, self._server.address))
 
     async def _reap(self) -> None:
-        if self._loaded:
-            await self.queue.reap()
+        if self._loaded and (await self.queue.reap()).dead:
+            # Their clients wait for the news.
+            self.contact.returned.set()
 
     async def _watch_readers(self) -> None:
         while True:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 
 from services.router.sequencer import Binding, Fate
+from shared import crash
 from shared.errors import Unavailable
 from shared.queue.client import Queue
 from shared.queue.types import Owner
@@ -42,7 +43,11 @@ class Revoker:
         try:
             for binding in left:
                 owner = Owner.parse(binding.link.owner)
-                await self._queue.revoke(self._router_id, binding.held.rid, owner, binding.epoch)
+                await self._queue.revoke(self._router_id, binding.held.rid, owner, binding.epoch, binding.held.num_tokens)
+            if left:
+                crash.point("router.revoked")
+                # Half a period sooner than the next turn would: that long the client would wait for its next token.
+                await self._queue.reap()
         except Unavailable:
             # The leases run out by themselves once Redis is back.
             logger.warning("could not revoke what a broken stream carried", extra={"num_requests": len(left)})

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import grpc
 
 from services.worker.outbound import Message, Outbound
+from shared import crash
 from shared.pb import delivery_pb2, delivery_pb2_grpc, types_pb2
 from shared.queue.types import Owner
 from shared.rpc import connect
@@ -197,6 +198,7 @@ class Link:
             message = self._message()
             if message is not None:
                 await call.write(message)
+                crash.point("worker.sent")
 
     def _message(self) -> delivery_pb2.FromWorker | None:
         """All that can be said now, of all assignments, up to a message's size; None if there is nothing."""
