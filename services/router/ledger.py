@@ -8,12 +8,14 @@ import logging
 import time
 from dataclasses import dataclass, field, replace
 
+from services.router.archive import Archive
 from services.router.generation import Ending, Generation
 from services.router.reconcile import Act, View, decide, ended_error, view
 from services.router.sequencer import Fate, Held, Sequencer
 from shared.errors import InvalidRequest, NotFound, RoadtrainError, Unavailable
 from shared.queue.client import Queue
 from shared.queue.types import Answer, CancelReason, Known, NewRequest, Owner, Record
+from shared.tasks import end_tasks
 
 TOMBSTONE_S = 300.0
 CONFIRM_S = 2.0
@@ -56,6 +58,9 @@ class Ledger:
         self._sequencer = sequencer
         self._queue = queue
         self._router_id = router_id
+        self.archive = Archive()
+        # Generations whose tokens come from another that this router or another one owes, and what brings them.
+        self.feeds: dict[Generation, asyncio.Task[None]] = {}
         self._tombstones: dict[str, float] = {}
         # Cancelled here, and not yet seen to have ended in the queue.
         self._unsettled: dict[str, Held] = {}
@@ -69,15 +74,38 @@ class Ledger:
         self.cancels.pop(rid, None)
         self._unsettled.pop(rid, None)
         self._tombstones.pop(rid, None)
+        self.archive.drop(rid)
         self.owed[rid] = entry
         self._sequencer.hold(entry.generation.held)
+
+    def open_generations(self) -> list[Generation]:
+        """All that have not ended, owed here or elsewhere."""
+        return [*(entry.generation for entry in self.owed.values()), *self.feeds]
+
+    async def close(self) -> None:
+        """Follows nobody any more."""
+        feeds, self.feeds = list(self.feeds.values()), {}
+        drains = [task for entry in self.owed.values() if (task := entry.generation.draining) is not None]
+        await end_tasks([*feeds, *drains])
+
+    def let_go(self, generation: Generation) -> None:
+        """It is owed by another router: from here on its tokens come from there."""
+        entry = self.owed.get(generation.rid)
+        if entry is not None and entry.generation is generation:
+            del self.owed[generation.rid]
+            self._sequencer.forget(generation.held)
 
     def retire(self, generation: Generation, ending: Ending) -> None:
         """See generation.Ledger."""
         held = generation.held
         entry = self.owed.get(generation.rid)
-        if entry is not None and entry.generation is generation:
-            del self.owed[generation.rid]
+        if entry is None or entry.generation is not generation:
+            if (feed := self.feeds.pop(generation, None)) is not None:
+                feed.cancel()
+            return
+        del self.owed[generation.rid]
+        if ending is Ending.GIVEN:
+            self.archive.keep(entry.request, generation.source)
         if ending is Ending.RELEASED:
             self._sequencer.forget(held)
             return
@@ -134,6 +162,7 @@ class Ledger:
     async def reconcile(self) -> None:
         """Compares everything held with Redis and repairs what differs. Raises Unavailable if it cannot be asked."""
         self._bury_old()
+        self.archive.expire()
         rids = [rid for rid, entry in self.owed.items() if entry.generation.held.attach] + list(self._unsettled)
         for start in range(0, len(rids), READ_AT_ONCE):
             records = await self._queue.read(rids[start : start + READ_AT_ONCE])

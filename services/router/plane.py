@@ -20,6 +20,7 @@ from services.router.generation import Road
 from services.router.ledger import Ledger
 from services.router.loops import Contact, Loop
 from services.router.needs import ServedModel
+from services.router.resume import Resumer
 from services.router.revoke import Revoker
 from services.router.sequencer import Sequencer
 from services.router.tokenizer import TokenBytes, Tokenizers
@@ -68,10 +69,12 @@ class Plane:
         self.sequencer = Sequencer()
         self.ledger = Ledger(self.sequencer, self.queue, self._router_id)
         self.revoker = Revoker(self.queue, self._router_id)
-        self.delivery = Delivery(self.sequencer, self.revoker.broke)
+        self.resumer = Resumer(self.ledger, self.queue, self.registry, self._router_id, router.default_deadline_s)
+        self.delivery = Delivery(self.sequencer, self.revoker.broke, self.resumer)
         self.generator = Generator(
             Road(self.sequencer, self.decoder, self.ledger),
             self.ledger,
+            self.resumer,
             self.queue,
             self.tokenizers,
             self.workers,
@@ -140,6 +143,7 @@ class Plane:
             await asyncio.wait([loop.task for loop in self._loops], timeout=CLOSE_S)
         await end_tasks([*self._tasks, *(loop.task for loop in self._loops)])
         await self.revoker.close()
+        await self.ledger.close()
         if self._loaded and self.contact.good:
             try:
                 await self.registry.withdraw_router(self._router_id)
@@ -169,8 +173,8 @@ class Plane:
     async def _watch_readers(self) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
-            for entry in list(self.ledger.owed.values()):
-                entry.generation.check_reader()
+            for generation in self.ledger.open_generations():
+                generation.check_reader()
 
     async def _load_vocabulary(self) -> None:
         while True:
