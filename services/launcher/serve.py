@@ -42,10 +42,17 @@ async def serve(settings: Settings) -> int:
     settings = with_model_path(settings)
     runtime_dir = Path(tempfile.mkdtemp(prefix="roadtrain-"))
     stopping = asyncio.Event()
+    supervisor = Supervisor()
+
+    def stop_or_hurry() -> None:
+        """The first signal ends gracefully, a second one at once."""
+        if stopping.is_set():
+            supervisor.kill()
+        stopping.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
-    supervisor = Supervisor()
+        loop.add_signal_handler(number, stop_or_hurry)
     try:
         settings = await _start_all(settings, runtime_dir, supervisor)
         return await _watch(settings, supervisor, stopping, started_at)
@@ -120,7 +127,8 @@ async def _watch(settings: Settings, supervisor: Supervisor, stopping: asyncio.E
         if failure.done() and not stop.done():
             print(f"roadtrain: {failure.result()} could not start; ending the others", file=sys.stderr)
             return 1
-        print("roadtrain: ending", file=sys.stderr)
+        grace_s = settings.router.drain_grace_s
+        print(f"roadtrain: ending; open requests have {grace_s:.0f} s to finish, Ctrl-C again ends at once", file=sys.stderr)
         return 0
     finally:
         for task in (stop, failure, ready):

@@ -67,9 +67,14 @@ class Child:
             await asyncio.wait_for(self.process.wait(), self.grace_s)
         except TimeoutError:
             logger.warning("a service did not end in time", extra={"child": self.name, "grace_s": self.grace_s})
-            self.process.kill()
+            self.kill()
             await self.process.wait()
         self._close_pipe()
+
+    def kill(self) -> None:
+        """SIGKILL, if it runs."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
 
 
 class Supervisor:
@@ -108,6 +113,11 @@ class Supervisor:
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
             child.num_restarts += 1
             await child.start()
+
+    def kill(self) -> None:
+        """Ends all children at once; `stop`, if it is waiting for one, goes on."""
+        for child in self.children:
+            child.kill()
 
     async def stop(self) -> None:
         """Ends all children, those of lower order first, and watches no more."""

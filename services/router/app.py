@@ -4,6 +4,7 @@ That layer, in order: headers within bounds, a caller (before routing, and on th
 a path gets around it), then the endpoint; every error becomes OpenAI's object here. It knows nothing of what endpoints do.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -14,7 +15,7 @@ from services.router.answers import shown
 from services.router.auth import PUBLIC_PATHS, authenticate
 from services.router.endpoints import chat, completions, health, models
 from services.router.exchange import Exchange
-from services.router.front import Front
+from services.router.front import Front, going_away
 from services.router.parse import ClientGone
 from shared.errors import MethodNotAllowed, NotFound
 
@@ -99,6 +100,9 @@ class _Layer:
         except ClientGone:
             # 499 as nginx has it: seen in metrics only.
             exchange.answered = 499
+        except asyncio.CancelledError:
+            # Nothing but the end of a drain's grace cancels an answer.
+            await exchange.fail(going_away())
         except Exception as exception:
             error = shown(exception, exchange.request_id)
             if exchange.answered:

@@ -122,6 +122,9 @@ class Decoder:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            if self._unanswered:
+                # The tokenizer is behind: what is accepted until it answers goes up together.
+                continue
             request = self._next_request()
             if request is not None:
                 await call.write(request)
@@ -175,6 +178,7 @@ class Decoder:
 
     def _deliver(self, reply: tokenizer_pb2.DecodeReply) -> None:
         flushed = self._unanswered.popleft()
+        self._wake.set()
         readers = self._readers
         for number, text, num_tokens in zip(reply.stream, reply.text, reply.num_tokens, strict=True):
             # A reader that was forgotten meanwhile may still be answered.

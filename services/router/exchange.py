@@ -62,6 +62,7 @@ class Exchange:
         self.request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex.encode()
         self._receive = receive
         self._send = send
+        self._streaming = False
 
     @property
     def path_params(self) -> dict[str, Any]:
@@ -137,10 +138,19 @@ class Exchange:
     async def begin_events(self) -> None:
         """Begins an event stream."""
         self.answered = 200
+        self._streaming = True
         await self._send_head(200, _STREAM_HEADERS)
+
+    async def fail(self, error: RoadtrainError) -> None:
+        """Ends whatever was begun with an error: as the answer, or as the last event of a stream."""
+        if not self.answered:
+            await self.answer_error(error)
+        elif self._streaming:
+            await self.write(b"data: " + error_body(error) + b"\n\n", last=True)
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Further bytes of an event stream; waits while the client reads too slowly."""
+        self._streaming = not last
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def _send_head(self, status: int, headers: Headers) -> None:

@@ -13,6 +13,12 @@ from shared.errors import Unavailable
 RETRY_WHEN_DRAINING_S = 1.0
 
 
+def going_away() -> Unavailable:
+    """For a request that this process will not begin, or cannot end."""
+    text = "This server is shutting down; send the request again."
+    return Unavailable(text, code="draining", retry_after_s=RETRY_WHEN_DRAINING_S)
+
+
 @dataclass(slots=True)
 class Front:
     """One router process seen from outside. `answered` counts calls by door, endpoint and status."""
@@ -30,6 +36,4 @@ class Front:
     def admit(self) -> None:
         """Raises Unavailable for new work while this process is ending."""
         if self.draining:
-            raise Unavailable(
-                "This server is shutting down; send the request again.", code="draining", retry_after_s=RETRY_WHEN_DRAINING_S
-            )
+            raise going_away()

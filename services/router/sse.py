@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from services.router.errors_http import error_body
 from services.router.exchange import Exchange
 from services.router.generate import ChoiceEnd, Event, TextDelta
 from shared.errors import RoadtrainError
@@ -161,7 +160,8 @@ class EventStream:
 
     async def fail(self, error: RoadtrainError) -> None:
         """Ends the stream with an error event; nothing follows it."""
-        await self.write(b"data: " + error_body(error) + b"\n\n", last=True)
+        self._ended = True
+        await self._exchange.fail(error)
 
     async def tick(self) -> None:
         """A comment, if nothing was sent since the last tick."""

@@ -6,6 +6,7 @@ or the engine: what a router decides is told to `Decisions`.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,8 @@ PROTOCOL_VERSION = 1
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 2.0
 DIAL_TIMEOUT_S = 2.0
 IDLE_S = 60.0
+# A router that has not answered the last tokens is behind: what comes meanwhile travels together, for up to this long.
+ANSWER_S = 0.05
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +106,7 @@ class Link:
         self._to_claim: dict[Outbound, None] = {}
         self._dirty: dict[Outbound, None] = {}
         self._wake = asyncio.Event()
+        self._answered = asyncio.Event()
         self._address: str | None = None
         self._task = asyncio.create_task(self._keep(), name=f"deliver {router_id}")
 
@@ -173,6 +177,7 @@ class Link:
         self._dirty.clear()
         self._to_claim = dict.fromkeys(self._carried)
         self._wake.set()
+        self._answered.set()
         reading = asyncio.create_task(self._read(call, heard))
         writing = asyncio.create_task(self._write(call))
         try:
@@ -189,14 +194,21 @@ class Link:
         await call.write(delivery_pb2.FromWorker(hello=self._hello))
         while True:
             try:
-                await asyncio.wait_for(self._wake.wait(), IDLE_S)
+                async with asyncio.timeout(IDLE_S):
+                    await self._wake.wait()
             except TimeoutError:
                 if not self._carried:
                     return
                 continue
+            if not self._answered.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ANSWER_S):
+                        await self._answered.wait()
             self._wake.clear()
             message = self._message()
             if message is not None:
+                if message.HasField("frames"):
+                    self._answered.clear()
                 await call.write(message)
                 crash.point("worker.sent")
 
@@ -219,6 +231,7 @@ class Link:
     async def _read(self, call: Any, heard: list[bool]) -> None:
         async for message in call:
             heard[0] = True
+            self._answered.set()
             self._receive(message)
 
     def _receive(self, message: delivery_pb2.FromRouter) -> None:
@@ -230,8 +243,8 @@ class Link:
         acks = message.acks
         for stream, choice, num_tokens in zip(acks.stream, acks.choice, acks.num_tokens, strict=True):
             if (outbound := streams.get(stream)) is not None:
-                outbound.ack(choice, num_tokens)
-                self.touch(outbound)
+                if outbound.ack(choice, num_tokens):
+                    self.touch(outbound)
         for resend in message.resend:
             if (outbound := streams.get(resend.stream)) is not None:
                 outbound.resend(resend.choice, resend.idx)

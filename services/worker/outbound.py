@@ -182,10 +182,12 @@ class Outbound:
         self.work = replace(self.work, outputs=outputs, ended=ended)
         return self.work
 
-    def ack(self, number: int, num_tokens: int) -> None:
-        """The router accepted that many; cumulative, a late one changes nothing."""
+    def ack(self, number: int, num_tokens: int) -> bool:
+        """The router accepted that many; cumulative, a late one changes nothing. Whether tokens wait to be sent."""
         choice = self.choices[number]
-        choice.acked = min(max(choice.acked, num_tokens), len(choice.log))
+        num_known = len(choice.log)
+        choice.acked = min(max(choice.acked, num_tokens), num_known)
+        return choice.sent < num_known
 
     def resend(self, number: int, idx: int) -> None:
         """The router misses tokens from idx on."""

