@@ -48,7 +48,7 @@ class Plan:
 
 @dataclass
 class Service:
-    """One process, started again when it ends until `stop`. Its output is appended to `log`."""
+    """One process, started again when it ends until `stop`. Its output is appended to `log`; exits: (code, seconds it ran)."""
 
     name: str
     command: Sequence[str]
@@ -56,7 +56,8 @@ class Service:
     log: Path
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
-    exits: list[int] = field(default_factory=list)
+    exits: list[tuple[int, float]] = field(default_factory=list)
+    started_at: float = 0.0
     stopped: bool = False
     keeper: asyncio.Task[None] | None = None
 
@@ -102,10 +103,12 @@ class Service:
                 start_new_session=True,
             )
         self.starts += 1
+        self.started_at = time.monotonic()
 
     async def _keep(self) -> None:
         while not self.stopped:
-            self.exits.append(await self.process.wait())
+            code = await self.process.wait()
+            self.exits.append((code, time.monotonic() - self.started_at))
             await asyncio.sleep(RESTART_S)
             await self._launch()
 

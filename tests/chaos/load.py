@@ -7,11 +7,13 @@ from dataclasses import replace
 from services.worker.sim import SimSpec, expected_tokens
 from shared.sampling import SamplingParams
 from tests.chaos.clients import Clients
-from tests.chaos.cluster import Plan
-from tests.chaos.history import Ask, Manner, Seen
+from tests.chaos.cluster import Cluster, Plan
+from tests.chaos.history import Ask, Manner
 
 VOCAB = 49152
-HERD = 1_000_000
+# Numbers of herds and storms, apart from those of the steady load.
+SMALL = 1_000_000_000
+HERD_SIZE, STORM_SIZE = 450, 60
 
 
 def spec_of(plan: Plan) -> SimSpec:
@@ -46,6 +48,7 @@ class Load:
         self._spec = spec
         self._seed = seed
         self._next = 0
+        self._num_small = 0
         self._stopping = False
         self.slots = [asyncio.create_task(self._slot()) for _ in range(width)]
 
@@ -54,19 +57,25 @@ class Load:
             number, self._next = self._next, self._next + 1
             await self._clients.ask(draw(self._spec, self._seed, number))
 
-    async def herd(self, size: int) -> list[Seen]:
-        """Short requests, all at the same moment."""
-        numbers = range(HERD + self._next, HERD + self._next + size)
-        asks = [replace(draw(self._spec, self._seed, number), manner="stay") for number in numbers]
-        short = [replace(ask, prompt=ask.prompt[:20], params=replace(ask.params, n=1, max_tokens=4, stop_token_ids=())) for ask in asks]
-        return await asyncio.gather(*(self._clients.ask(ask) for ask in short))
+    async def herd(self, cluster: Cluster, rng: random.Random) -> str:
+        """F25: short requests, all at the same moment, more than one tenant may have under way."""
+        asks = [self._small(rng, max_tokens=4) for _ in range(HERD_SIZE)]
+        seen = await asyncio.gather(*(self._clients.ask(ask) for ask in asks))
+        return f"{HERD_SIZE} at once, {sum(len(each.refusals) > 0 for each in seen)} of them refused at first"
 
-    async def cancel_storm(self, size: int) -> list[Seen]:
-        """Requests that are all cancelled near their end."""
-        numbers = range(2 * HERD + self._next, 2 * HERD + self._next + size)
-        asks = [replace(draw(self._spec, self._seed, number), manner="cancel", door="grpc", after=20) for number in numbers]
-        short = [replace(ask, prompt=ask.prompt[:20], params=replace(ask.params, n=1, max_tokens=22)) for ask in asks]
-        return await asyncio.gather(*(self._clients.ask(ask) for ask in short))
+    async def cancel_storm(self, cluster: Cluster, rng: random.Random) -> str:
+        """F32: requests that are all cancelled near their end."""
+        asks = [self._small(rng, max_tokens=22, manner="cancel", after=20) for _ in range(STORM_SIZE)]
+        seen = await asyncio.gather(*(self._clients.ask(ask) for ask in asks))
+        return f"{sum(each.outcome == 'cancelled' for each in seen)} of {STORM_SIZE} cancelled, the rest had ended"
+
+    def _small(self, rng: random.Random, *, max_tokens: int, manner: Manner = "stay", after: int = 0) -> Ask:
+        prompt = tuple(rng.randrange(100, VOCAB) for _ in range(20))
+        params = SamplingParams(seed=rng.randrange(2**31), max_tokens=max_tokens, ignore_eos=True)
+        door = "grpc" if manner == "cancel" or rng.random() < 0.5 else "http"
+        # Numbers name idempotency keys, so each is used once.
+        self._num_small += 1
+        return Ask(SMALL + self._num_small, door, prompt, params, manner, after)
 
     async def stop(self) -> None:
         """Starts nothing more; returns when all under way have an outcome."""

@@ -85,7 +85,7 @@ async def _terminate(cluster: Cluster, name: str) -> str:
     service.signal(signal.SIGTERM)
     while service.starts == starts:
         await asyncio.sleep(0.05)
-    return f"{name}, exit {service.exits[-1]}"
+    return f"{name}, exit {service.exits[-1][0]}"
 
 
 async def kill_router(cluster: Cluster, rng: random.Random) -> str:
@@ -295,10 +295,11 @@ FAULTS: Mapping[str, Fault] = {
 class Nemesis:
     """Strikes as a seed says, and keeps a list."""
 
-    def __init__(self, cluster: Cluster, seed: int, kinds: Sequence[str] = tuple(FAULTS)):
+    def __init__(self, cluster: Cluster, seed: int, faults: Mapping[str, Fault] = FAULTS):
         self.struck: list[Struck] = []
         self._cluster = cluster
-        self._kinds = list(kinds)
+        self._faults = faults
+        self._kinds = list(faults)
         self._rng = random.Random(seed)
 
     async def each_once(self, side_by_side: int) -> None:
@@ -328,7 +329,7 @@ class Nemesis:
         struck = Struck(kind, time.monotonic())
         self.struck.append(struck)
         try:
-            struck.detail = await FAULTS[kind](self._cluster, rng)
+            struck.detail = await self._faults[kind](self._cluster, rng)
         except (RedisError, OSError) as error:
             struck.detail = f"could not: {error!r}"
         struck.healed_at = time.monotonic()

@@ -41,6 +41,8 @@ class Proxy:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # Aborted transports close their sockets in the loop's next turn.
+        await asyncio.sleep(0)
 
     def hold(self) -> None:
         """Half-open: both ends stay connected, nothing arrives."""

@@ -1,7 +1,6 @@
 """One trial: a cluster, clients and a nemesis for a while, then rest, then judgement. It knows the order of things only."""
 
 import asyncio
-import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,11 +15,9 @@ from tests.chaos.clients import Clients
 from tests.chaos.cluster import Cluster, Plan, cluster
 from tests.chaos.history import Seen, Struck
 from tests.chaos.load import Load, spec_of
-from tests.chaos.nemesis import Nemesis
+from tests.chaos.nemesis import FAULTS, Nemesis
 
 QUIET_S = 60.0
-# Ended by us, or in order.
-EXITS = (0, -signal.SIGKILL)
 
 
 @dataclass
@@ -47,7 +44,7 @@ class Trial:
         self.verdict = Judge(spec_of(self.cluster.plan), self.vocabulary).judge(self.clients.seen)
         self.verdict.findings += left
         self.verdict.findings += rest.grown(self.cluster, self.files_before)
-        self.verdict.findings += rest.crashes(self.cluster, EXITS)
+        self.verdict.findings += rest.crashes(self.cluster)
         return self.verdict
 
     def by_fault(self) -> dict[str, dict[str, Any]]:
@@ -76,8 +73,9 @@ async def trial(seed: int, width: int, plan: Plan | None = None) -> AsyncIterato
         files = {name: rest.open_files(service.pid) for name, service in running.services.items() if service.pid}
         clients = Clients(running, seed)
         load = Load(clients, spec_of(running.plan), seed, width)
+        faults = {**FAULTS, "herd": load.herd, "cancel_storm": load.cancel_storm}
         try:
-            yield Trial(seed, running, clients, load, Nemesis(running, seed), vocabulary, files)
+            yield Trial(seed, running, clients, load, Nemesis(running, seed, faults), vocabulary, files)
         finally:
             running.heal()
             await _end(load)
