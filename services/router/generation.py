@@ -84,6 +84,9 @@ class Generation:
         self.tenant = facts.tenant
         self.created = facts.created
         self.prompt_token_ids = facts.prompt_token_ids
+        self.waits_for_prompt = facts.prompt_logprobs
+        self.skips_special = facts.rule.skip_special
+        self.is_resumed = facts.after is not None
         self.held = held
         self.source = Source(held)
         self._road = road
@@ -203,6 +206,16 @@ class Generation:
         if len(choices) == 1:
             return f"{self.rid}:{choices[0].num_given}:{choices[0].crc:08x}"
         return positions.write(self.rid, [choice.num_given for choice in choices], [choice.crc for choice in choices])
+
+    @property
+    def has_logprobs(self) -> bool:
+        """Log-probabilities were asked for."""
+        return self._choices[0].log.logprobs is not None
+
+    def begun_logprobs(self, index: int) -> types_pb2.Logprobs | None:
+        """Rows of a choice's tokens that the client has from elsewhere; None if there are none."""
+        log = self._choices[index].log
+        return log.logprobs.rows(0, log.sent) if log.logprobs is not None and log.sent else None
 
     @property
     def resumed(self) -> frozenset[int]:
