@@ -96,7 +96,8 @@ class Resumer:
             self._feed(generation, request, messages)
 
     def _check_digest(self, first: NewRequest, again: NewRequest) -> None:
-        if first.digest != again.digest:
+        # A record that finish made after Redis forgot the request says nothing of what was asked.
+        if first.digest and first.digest != again.digest:
             raise InvalidRequest("This idempotency key was used for a different request.", code="idempotency_key_reused")
 
     def _feed(self, generation: Generation, request: NewRequest, messages: Messages) -> None:
