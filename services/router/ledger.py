@@ -12,6 +12,7 @@ from services.router.archive import Archive
 from services.router.generation import Ending, Generation
 from services.router.reconcile import Act, View, decide, ended_error, view
 from services.router.sequencer import Fate, Held, Sequencer
+from shared import crash
 from shared.errors import InvalidRequest, NotFound, RoadtrainError, Unavailable
 from shared.queue.client import Queue
 from shared.queue.types import Answer, CancelReason, Known, NewRequest, Owner, Record
@@ -115,6 +116,7 @@ class Ledger:
             self._sequencer.finish(held, generation.usage)
             return
         self._sequencer.cancel(held)
+        crash.point("router.cancelled")
         if ending is not Ending.DEAD:
             why: CancelReason = "client" if ending is Ending.CLIENT else "disconnect"
             self._unsettled[held.rid] = held
