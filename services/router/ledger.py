@@ -6,6 +6,7 @@ A cancel goes to the worker at once and to the queue until it answers. It knows 
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from services.router.archive import Archive
@@ -60,6 +61,8 @@ class Ledger:
         self._queue = queue
         self._router_id = router_id
         self.archive = Archive()
+        # Sees to an entry whose record names a newer connection; the resumer follows it.
+        self.moved: Callable[[Owed], None] = lambda entry: entry.generation.end(_superseded(), Ending.RELEASED)
         # Generations whose tokens come from another that this router or another one owes, and what brings them.
         self.feeds: dict[Generation, asyncio.Task[None]] = {}
         self._tombstones: dict[str, float] = {}
@@ -194,7 +197,7 @@ class Ledger:
             case Act.ADOPT_FRESH:
                 await self._adopt(entry, None)
             case Act.SUPERSEDED:
-                generation.end(_superseded(), Ending.RELEASED)
+                self.moved(entry)
             case Act.ENDED if record is not None:
                 generation.end(ended_error(record.reason), Ending.DEAD)
 
@@ -212,7 +215,7 @@ class Ledger:
             case "ok" | "exists":
                 entry.generation.held.attach = answer.attach
             case "superseded":
-                entry.generation.end(_superseded(), Ending.RELEASED)
+                self.moved(entry)
             case _:
                 entry.generation.end(ended_error(answer.reason), Ending.DEAD)
 

@@ -44,6 +44,7 @@ class Resumer:
         self._registry = registry
         self._router_id = router_id
         self._default_deadline_ms = int(default_deadline_s * 1000)
+        ledger.moved = self.moved
 
     def local(self, rid: str, tenant: str) -> tuple[Source, NewRequest] | None:
         """What this router itself has of a tenant's request."""
@@ -95,17 +96,24 @@ class Resumer:
         if messages is not None:
             self._feed(generation, request, messages)
 
+    def moved(self, entry: Owed) -> None:
+        """The queue names a newer connection, perhaps of a put that was given up and came late: its client still gets all."""
+        self._ledger.let_go(entry.generation)
+        self._feed(entry.generation, entry.again(), None)
+
     def _check_digest(self, first: NewRequest, again: NewRequest) -> None:
         # A record that finish made after Redis forgot the request says nothing of what was asked.
         if first.digest and first.digest != again.digest:
             raise InvalidRequest("This idempotency key was used for a different request.", code="idempotency_key_reused")
 
-    def _feed(self, generation: Generation, request: NewRequest, messages: Messages) -> None:
+    def _feed(self, generation: Generation, request: NewRequest, messages: Messages | None) -> None:
         task = asyncio.create_task(self._feed_always(generation, request, messages), name=f"follow {generation.rid}")
         self._ledger.feeds[generation] = task
 
     async def _feed_always(self, generation: Generation, request: NewRequest, messages: Messages | None) -> None:
         """Until all has come; from owner to owner, and to a worker if there is none left."""
+        if messages is None:
+            messages = await self._find_again(generation, request)
         while messages is not None and not await self._take_all(generation, messages):
             messages = await self._find_again(generation, request)
         if messages is None:
