@@ -100,7 +100,8 @@ class Supervisor:
         backoff_s = FIRST_BACKOFF_S
         while True:
             code = await child.wait()
-            if code == EXIT_CONFIG:
+            # What could start once can again: then the cause is outside, as a Redis that is away for a while.
+            if code == EXIT_CONFIG and child.num_restarts == 0:
                 if not self._failed.done():
                     self._failed.set_result(child.name)
                 return
