@@ -112,7 +112,9 @@ class Judge:
         for choice, (ids, reason) in enumerate(wanted):
             if last.positions[-1][1][choice] != len(ids):
                 verdict.lost += 1
-                verdict.findings.append(f"N1 {name}: choice {choice} ended at {last.positions[-1][1][choice]} of {len(ids)} tokens")
+                verdict.findings.append(
+                    f"N1 {name}: choice {choice} ended at {last.positions[-1][1][choice]} of {len(ids)} tokens"
+                )
             if last.ends.get(choice) != reason and last.start[choice] < len(ids):
                 verdict.findings.append(f"N3 {name}: choice {choice} ended for {last.ends.get(choice)}, not {reason}")
             if self._vocabulary is not None and not last.start[choice]:
@@ -148,6 +150,9 @@ def _digest(counts: tuple[int, ...], wanted: list[list[int]], crcs: list[list[in
 
 
 def _story(seen: Seen) -> str:
-    tries = [f"{attempt.router} {attempt.start}->{attempt.positions[-1][1] if attempt.positions else '?'} {attempt.broke}" for attempt in seen.attempts]
+    tries = [
+        f"{attempt.router} {attempt.start}->{attempt.positions[-1][1] if attempt.positions else '?'} {attempt.broke}"
+        for attempt in seen.attempts
+    ]
     rid = seen.attempts[-1].rid if seen.attempts else "no rid"
     return f"rid {rid}, began at {seen.began_at:.1f}, refused {len(seen.refusals)} times, tries: {'; '.join(tries)}"

@@ -232,6 +232,8 @@ def _note(event: router_pb2.Event, attempt: Attempt, counts: list[int]) -> None:
 
 def _note_chunk(chunk: dict[str, Any], attempt: Attempt) -> None:
     if "error" in chunk:
+        if chunk["error"].get("code") == "draining":
+            raise Broken("draining")
         raise Failed(f"{chunk['error'].get('code')}: {chunk['error'].get('message')}")
     for choice in chunk["choices"]:
         attempt.text[choice["index"]] = attempt.text.get(choice["index"], "") + choice["text"]

@@ -1,4 +1,7 @@
-"""What is left when every client is gone: N5, no leak at rest. It knows the record's fields and where each service shows its state."""
+"""What is left when every client is gone: N5, no leak at rest.
+
+It knows the record's fields and where each service shows its state, and nothing of faults.
+"""
 
 import asyncio
 import signal
@@ -6,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+from services.launcher.supervise import EXIT_CONFIG
 from tests.chaos.cluster import Cluster
 
 INDEXES = ("leases", "waiting", "solo", "parked", "deadlines", "affine")
@@ -26,7 +30,9 @@ async def leaks(cluster: Cluster) -> list[str]:
             found.append(f"N5 {worker}: {status.num_running} running, {status.num_waiting} waiting, {taken} blocks taken")
     for router in cluster.names("router"):
         page = await cluster.metrics(router)
-        num_open = next(float(line.split()[-1]) for line in page.splitlines() if line.startswith("roadtrain_router_open_requests "))
+        num_open = next(
+            float(line.split()[-1]) for line in page.splitlines() if line.startswith("roadtrain_router_open_requests ")
+        )
         # The call that asks is one itself.
         if num_open != 1:
             found.append(f"N5 {router}: {num_open - 1:.0f} calls open")
@@ -37,7 +43,7 @@ async def _records(cluster: Cluster) -> list[str]:
     redis = cast(Any, cluster.redis)
     found = []
     async for key in redis.scan_iter(match="rt:*", count=1000):
-        prefix, _, name = key.decode().partition("}:")
+        _, _, name = key.decode().partition("}:")
         if not name:
             continue
         if name.startswith("r:"):
@@ -87,10 +93,11 @@ def grown(cluster: Cluster, before: dict[str, int]) -> list[str]:
 
 
 def crashes(cluster: Cluster) -> list[str]:
-    """Exits nobody caused: a process ends by SIGKILL or in order; by SIGTERM only before it could listen to signals."""
+    """Exits nobody caused. A process ends by SIGKILL or in order; while it starts also by SIGTERM, or for want of a Redis."""
     found = []
     for name, service in cluster.services.items():
         for code, ran_s in service.exits:
-            if code not in (0, -signal.SIGKILL) and not (code == -signal.SIGTERM and ran_s < START_S):
+            too_early = ran_s < START_S and code in (-signal.SIGTERM, EXIT_CONFIG)
+            if code not in (0, -signal.SIGKILL) and not too_early:
                 found.append(f"{name} exited with {code} after {ran_s:.1f} s; see its log")
     return found

@@ -1,4 +1,4 @@
-"""The chaos that `make test` runs: every fault once, then faults at random; and a system whose fencing is broken, which must be caught.
+"""The chaos that `make test` runs: every fault once, then faults at random; and broken fencing, which must be caught.
 
 To repeat a run: the seed below, or `python -m tests.chaos.soak --seed N`. docs/reliability.md says what the oracles are.
 """
