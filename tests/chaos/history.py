@@ -6,7 +6,7 @@ from typing import Literal
 from shared.sampling import SamplingParams
 
 Outcome = Literal["open", "done", "left", "cancelled", "failed", "given up"]
-"""left: the client hung up; cancelled: it asked for the end; failed: told of an error not of its making; given up: waited too long."""
+"""left: the client hung up; cancelled: it asked for the end; failed: told of an error; given up: waited too long."""
 
 Manner = Literal["stay", "leave", "cancel", "slow"]
 
