@@ -242,9 +242,8 @@ class Link:
                 self.touch(outbound)
         acks = message.acks
         for stream, choice, num_tokens in zip(acks.stream, acks.choice, acks.num_tokens, strict=True):
-            if (outbound := streams.get(stream)) is not None:
-                if outbound.ack(choice, num_tokens):
-                    self.touch(outbound)
+            if (outbound := streams.get(stream)) is not None and outbound.ack(choice, num_tokens):
+                self.touch(outbound)
         for resend in message.resend:
             if (outbound := streams.get(resend.stream)) is not None:
                 outbound.resend(resend.choice, resend.idx)
