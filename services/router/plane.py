@@ -118,6 +118,8 @@ class Plane:
         self._server = await rpc.serve(address, [registration], setting="--router.deliver-address")
         try:
             await self._load()
+            # Its ports are shared with other processes: it is sent requests as soon as they are open.
+            await self.workers.refresh()
         except Unavailable as error:
             # It may come yet: until then the router says that it is not ready, and why.
             self.contact.lost(error)

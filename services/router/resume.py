@@ -19,7 +19,7 @@ from services.router.generation import Ending, Generation
 from services.router.ledger import Ledger, Owed
 from services.router.reconcile import ended_error
 from shared import crash
-from shared.errors import InvalidRequest, NotFound, Unavailable, from_object
+from shared.errors import InvalidRequest, NotFound, Unavailable, from_exception, from_object
 from shared.pb import delivery_pb2, delivery_pb2_grpc
 from shared.queue.client import Queue
 from shared.queue.registry import Registry
@@ -114,8 +114,12 @@ class Resumer:
         """Until all has come; from owner to owner, and to a worker if there is none left."""
         if messages is None:
             messages = await self._find_again(generation, request)
-        while messages is not None and not await self._take_all(generation, messages):
-            messages = await self._find_again(generation, request)
+        try:
+            while messages is not None and not await self._take_all(generation, messages):
+                messages = await self._find_again(generation, request)
+        except Exception as error:
+            logger.exception("following failed", extra={"rid": generation.rid})
+            generation.end(from_exception(error), Ending.FAILED)
         if messages is None:
             self._ledger.feeds.pop(generation, None)
 

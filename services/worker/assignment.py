@@ -39,7 +39,7 @@ class Assignment:
     @property
     def is_suspect(self) -> bool:
         """It must run alone: it is not yet past the token at which its last worker died."""
-        return self.claim.solo and self.outbound.num_tokens <= self.claim.died_at
+        return self.claim.solo and not self.outbound.ended and self.outbound.num_tokens <= self.claim.died_at
 
     @property
     def rid(self) -> str:

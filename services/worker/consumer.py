@@ -147,7 +147,9 @@ class Consumer:
         await asyncio.sleep(YIELD_S * stats.running / (stats.running + stats.room))
         # Twice what is free: few requests use all the tokens they may.
         most = 2 * stats.free_blocks * self._limits.block_size
-        claims = await self._queue.claim(self._owner, num, solo=not self.held, lease_ms=self._lease_ms, max_cost=most)
+        # What only waits for its router, up to half a minute, runs no more: it must not keep others from running alone.
+        empty = all(assignment.outbound.ended for assignment in self.held.values())
+        claims = await self._queue.claim(self._owner, num, solo=empty, lease_ms=self._lease_ms, max_cost=most)
         if claims:
             crash.point("worker.claimed")
         for claim in claims:

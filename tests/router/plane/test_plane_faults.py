@@ -230,6 +230,29 @@ async def test_whoever_follows_goes_on_when_the_owner_is_gone() -> None:
         assert there[0].text == text_of(expected)
 
 
+async def test_another_tenant_s_stream_is_like_one_that_never_was() -> None:
+    async with rig() as made, plane_of(made, "r0") as near, plane_of(made, "r1") as far:
+        generation = await near.generator.start(ask(sampling=LONG))
+        heard, following = follow(generation)
+        await first_tokens(generation, heard, 5)
+        said = set()
+        for plane in (near, far):
+            for rid, tenant in ((generation.rid, "other"), ("00" + "ef" * 16, "t"), ("..", "t")):
+                with pytest.raises(NotFound) as caught:
+                    await plane.generator.resume(rid, "", tenant)
+                said.add((caught.value.message, caught.value.code))
+        assert len(said) == 1
+        assert near.resumer.local(generation.rid, "other") is None
+        position = heard[0].positions[-1]
+        num_given = int(position.split(":")[1])
+        rest, shape = await far.generator.resume(generation.rid, position, "t")
+        events = [event async for batch in rest.events() for event in batch]
+        await following
+        check(generation, heard)
+        assert [token for event in events for token in getattr(event, "token_ids", ())] == heard[0].token_ids[num_given:]
+        assert shape.dialect == "completion"
+
+
 async def test_a_request_its_worker_fails_on_ends_with_the_worker_s_error() -> None:
     async with rig() as made, plane_of(made) as plane:
         # The worker's own judgement is the same as the router's, so it must be shown another prompt than was checked.
