@@ -19,8 +19,9 @@ from pathlib import Path
 import uvloop
 
 from bench.measures import percentile
-from bench.system import cpu_by_service, free_port, raise_file_limit, running, sim_command
+from bench.system import cpu_by_service, free_port, running, sim_command
 from bench.wire import Raw, Target, exchange, read, request_bytes
+from shared.process import raise_file_limit
 
 PROMPT_TOKENS = 16
 

@@ -5,7 +5,6 @@ It knows nothing of what is measured.
 
 import contextlib
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -19,13 +18,6 @@ from shared.config import child_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_S = 60.0
-
-
-def raise_file_limit() -> int:
-    """Opens as many files as the system allows this process; how many. Children inherit it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
 
 
 def free_port() -> int:

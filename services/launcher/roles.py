@@ -14,6 +14,7 @@ from services.launcher.pull import find_or_fetch
 from services.launcher.supervise import fail_if_missing
 from shared.config import Settings
 from shared.errors import StartupError
+from shared.process import raise_file_limit
 from shared.telemetry import configure_logging
 
 ROLES = ("router", "tokenizer", "worker")
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 def run_role(role: str, settings: Settings, *, child: bool) -> None:
     """Runs `role` until it is told to end. A child also ends when standard input, a pipe from its parent, closes."""
     configure_logging(role, settings.log_level, settings.log_format)
+    raise_file_limit()
     if child:
         threading.Thread(target=_end_with_parent, daemon=True, name="lifeline").start()
     if role == "router":

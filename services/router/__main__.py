@@ -5,7 +5,6 @@ It knows nothing of what is served.
 """
 
 import asyncio
-import gc
 import logging
 import signal
 
@@ -15,6 +14,7 @@ from services.router.needs import Plane
 from services.router.plane import open_plane
 from services.router.server import serve
 from shared.config import Settings
+from shared.process import settle
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,7 @@ async def _until_told(settings: Settings) -> None:
 async def _serve(settings: Settings, plane: Plane, stopping: asyncio.Event) -> None:
     doors = await serve(settings, plane)
     logger.info("listening", extra={"http": doors.port, "grpc": doors.grpc_port, "admin": doors.admin_port})
-    # What exists now lives as long as the process; the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
+    settle()
     await stopping.wait()
     logger.info("draining", extra={"open": doors.front.num_open})
     await doors.stop(settings.router.drain_grace_s)

@@ -10,6 +10,7 @@ import uvloop
 from services.tokenizer.server import serve
 from shared.config import Settings, load
 from shared.errors import StartupError
+from shared.process import settle
 from shared.telemetry import configure_logging
 
 GRACE_S = 5.0
@@ -28,6 +29,7 @@ async def _run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     server = await serve(settings)
+    settle()
     logger.info("tokenizer is ready", extra={"address": server.address})
     await told.wait()
     await server.stop(GRACE_S)

@@ -44,8 +44,10 @@ class TextStream:
         self._table = table
         self._skipped_ids = skipped_ids
         self._stops = StopStrings(stops, include=include_stop)
+        self._searches = bool(stops)
         self._min_tokens = min_tokens
         self._decoder = _UTF8(errors="replace")
+        self._unfinished = False  # whether the decoder holds the beginning of a character
         self._num_chars = 0  # decoded, held back or not
         self._num_released = 0  # of those, not behind a stop string's beginning
         self._num_whole = 0  # of those, up to the end of a token
@@ -64,10 +66,21 @@ class TextStream:
 
     def prompt(self, token_ids: Iterable[int]) -> str:
         """The text of the tokens the output continues."""
-        return self._decoder.decode(b"".join(map(self._bytes, token_ids)))
+        text = self._decoder.decode(b"".join(map(self._bytes, token_ids)))
+        self._unfinished = bool(self._decoder.getstate()[0])
+        return text
 
-    def feed(self, token_ids: Iterable[int]) -> str:
+    def feed(self, token_ids: Sequence[int]) -> str:
         """New text for new output tokens; nothing once a stop string has ended the text."""
+        if not (self._searches or self._unfinished or self._borders or self._skip or self.num_fed < self._num_given_tokens):
+            # Nothing is held back and nothing is looked for: plain text, the rule, goes straight through.
+            data = b"".join(map(self._bytes, token_ids))
+            if data.isascii():
+                self.num_fed += len(token_ids)
+                self._num_chars += len(data)
+                self._num_released += len(data)
+                self._num_whole = self._num_released
+                return data.decode()
         given: list[str] = []
         for token_id in token_ids:
             if self.ended:
@@ -77,7 +90,8 @@ class TextStream:
             self._num_chars += len(text)
             if self.num_fed <= self._num_given_tokens:
                 self._skip += len(text)
-            self._add_border(bool(self._decoder.getstate()[0]))
+            self._unfinished = bool(self._decoder.getstate()[0])
+            self._add_border(self._unfinished)
             given.append(self._give(self._stops.feed(text) if self.num_fed > self._min_tokens else text))
         return "".join(given)
 

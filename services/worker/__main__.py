@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import uvloop
+
 from services.worker.consumer import Consumer
 from services.worker.engine.engine import Engine, EngineLimits
 from services.worker.engine.step import BLOCK_SIZE, Runner
@@ -26,6 +28,7 @@ from shared.config import Settings, WorkerConfig, cache_dir
 from shared.config import load as load_settings
 from shared.errors import StartupError, Unavailable
 from shared.pb import worker_pb2_grpc
+from shared.process import settle
 from shared.queue.client import Queue
 from shared.queue.connection import connect
 from shared.queue.payload import read_keys
@@ -51,7 +54,7 @@ def run(settings: Settings) -> None:
     # A thread of its own: the compute threads that loading starts end with it.
     with ThreadPoolExecutor(1) as loading:
         built = loading.submit(build_runner, settings).result()
-    if asyncio.run(_run(settings, built)):
+    if uvloop.run(_run(settings, built)):
         # The engine thread may never return, and must not hold up the exit.
         logging.shutdown()
         os._exit(EXIT_STUCK)
@@ -171,6 +174,7 @@ class Worker:
             asyncio.create_task(_every(ANNOUNCE_EVERY_S, self._announce)),
             asyncio.create_task(_every(SEEN_EVERY_S, lambda: self._queue.seen(self.owner))),
         ]
+        settle()
         logger.info("worker is ready", extra={"owner": str(self.owner), "fingerprint": self.limits.fingerprint})
 
     def begin_drain(self, grace_s: float) -> None:

@@ -206,14 +206,15 @@ class Link:
                         await self._answered.wait()
             self._wake.clear()
             message = self._message()
-            if message is not None:
-                if message.HasField("frames"):
-                    self._answered.clear()
-                await call.write(message)
+            if message.has_tokens:
+                self._answered.clear()
+            body = message.whole()
+            if body is not None:
+                await call.write(body)
                 crash.point("worker.sent")
 
-    def _message(self) -> delivery_pb2.FromWorker | None:
-        """All that can be said now, of all assignments, up to a message's size; None if there is nothing."""
+    def _message(self) -> Message:
+        """All that can be said now, of all assignments, up to a message's size."""
         message = Message()
         for outbound in self._to_claim:
             outbound.stream = self._next_stream
@@ -226,7 +227,7 @@ class Link:
             if outbound.fill(message):
                 self._dirty[outbound] = None
                 self._wake.set()
-        return message.body if message.body.ByteSize() else None
+        return message
 
     async def _read(self, call: Any, heard: list[bool]) -> None:
         async for message in call:

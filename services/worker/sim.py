@@ -79,6 +79,8 @@ class _Source:
 
     def token(self, index: int) -> int:
         drawn, spec = _mix(self.root + index), self.spec
+        if not self.params.min_tokens and not spec.eos_one_in:
+            return (drawn >> 20) % spec.vocab_size
         if index < self.params.min_tokens or not spec.eos_one_in or drawn % spec.eos_one_in:
             token_id = (drawn >> 20) % spec.vocab_size
         else:
@@ -115,12 +117,27 @@ def expected_logprobs(spec: SimSpec, token_id: int, position: int, num_alternati
 
 @dataclass(slots=True)
 class _Known:
-    """A sequence: its tokens so far, and for each computed one the running hash up to it."""
+    """A sequence: its tokens so far, for each computed one the running hash up to it, and those that end a block."""
 
     source: _Source
     num_prompt: int
     tokens: list[int]
     hashes: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+    def compute(self, position: int, token_id: int) -> int:
+        """The hash up to `token_id` at the next position."""
+        hashes = self.hashes
+        computed = hash((hashes[-1] if hashes else 0, token_id))
+        hashes.append(computed)
+        if position % BLOCK_SIZE == BLOCK_SIZE - 1:
+            self.ends.append(computed)
+        return computed
+
+    def forget(self, num_computed: int) -> None:
+        """Tokens from there on are to be computed again."""
+        del self.hashes[num_computed:]
+        del self.ends[num_computed // BLOCK_SIZE :]
 
 
 class SimRunner:
@@ -132,6 +149,8 @@ class SimRunner:
         self._known: dict[int, _Known] = {}
         self._slots = [0] * (spec.num_blocks * BLOCK_SIZE)
         self._num_written = [0] * spec.num_blocks
+        # By block: the hash in its last slot, None while it is not full.
+        self._full: list[int | None] = [None] * spec.num_blocks
 
     def run(self, step: Step) -> StepResult:
         """Checks, computes, and takes the modelled time."""
@@ -173,32 +192,31 @@ class SimRunner:
             raise KvViolation(f"sequence {row.seq_id}: sample={row.sample} at {start + num_sure} of {len(known.tokens)}")
         if len(table) * BLOCK_SIZE < end or end > self.limits.max_model_len:
             raise KvViolation(f"sequence {row.seq_id}: {len(table)} blocks for {end} tokens")
-        hashes = known.hashes
-        for position in range(len(hashes), start):
-            hashes.append(hash((hashes[-1] if hashes else 0, known.tokens[position])))
+        for position in range(len(known.hashes), start):
+            known.compute(position, known.tokens[position])
         num_full, part = divmod(start, BLOCK_SIZE)
-        last = BLOCK_SIZE - 1
-        ok = [self._slots[block * BLOCK_SIZE + last] for block in table[:num_full]] == hashes[last:start:BLOCK_SIZE]
-        ok = ok and all(self._num_written[block] == BLOCK_SIZE for block in table[:num_full])
+        ok = list(map(self._full.__getitem__, table[:num_full])) == known.ends[:num_full]
         if ok and part:
-            ok = self._slots[table[num_full] * BLOCK_SIZE + part - 1] == hashes[start - 1]
+            ok = self._slots[table[num_full] * BLOCK_SIZE + part - 1] == known.hashes[start - 1]
             ok = ok and self._num_written[table[num_full]] >= part
         if not ok:
             raise KvViolation(f"sequence {row.seq_id}: its blocks do not hold its first {start} tokens")
 
     def _row(self, row: Row, written: set[int]) -> RowResult:
         known, start = self._known[row.seq_id], row.num_computed
-        del known.hashes[start:]
+        if len(known.hashes) > start:
+            known.forget(start)
         block = -1
         for position, token_id in enumerate(row.token_ids, start):
-            known.hashes.append(hash((known.hashes[-1] if position else 0, token_id)))
+            computed = known.compute(position, token_id)
             block, offset = row.block_table[position // BLOCK_SIZE], position % BLOCK_SIZE
             if offset == 0 or position == start:
                 if block in written:
                     raise KvViolation(f"sequence {row.seq_id}: block {block} is written by two rows")
                 written.add(block)
-            self._slots[block * BLOCK_SIZE + offset] = known.hashes[-1]
+            self._slots[block * BLOCK_SIZE + offset] = computed
             self._num_written[block] = offset + 1
+            self._full[block] = computed if offset == BLOCK_SIZE - 1 else None
         result = RowResult()
         if row.prompt_logprobs:
             self._prompt_logprobs(known, row, result)
@@ -208,7 +226,7 @@ class SimRunner:
 
     def _sample(self, known: _Known, row: Row, result: RowResult) -> None:
         """Yields the next token, and one more for each draft that equals the one before it."""
-        drafts = list(row.token_ids[len(row.token_ids) - row.num_drafts :])
+        drafts = list(row.token_ids[len(row.token_ids) - row.num_drafts :]) if row.num_drafts else []
         num_logprobs = known.source.params.num_logprobs
         while True:
             token_id = known.source.token(len(known.tokens) - known.num_prompt)
@@ -218,7 +236,8 @@ class SimRunner:
             result.token_ids.append(token_id)
             if not drafts or drafts.pop(0) != token_id:
                 break
-        del known.hashes[len(known.tokens) - 1 :]
+        if row.num_drafts:
+            known.forget(len(known.tokens) - 1)
 
     def _prompt_logprobs(self, known: _Known, row: Row, result: RowResult) -> None:
         most = known.source.params.num_prompt_logprobs or 0

@@ -80,10 +80,11 @@ class OutboundMachine(RuleBasedStateMachine):
     def send(self) -> None:
         message = Message()
         self.outbound.fill(message)
-        assert len(message.body.frames.token_ids) <= MESSAGE
-        assert not self.stopped & {*message.body.frames.choice, *(finish.choice for finish in message.body.finishes)}
-        if message.body.ByteSize():
-            self.down.append(message.body)
+        body = message.whole()
+        assert body is None or len(body.frames.token_ids) <= MESSAGE
+        assert body is None or not self.stopped & {*body.frames.choice, *(finish.choice for finish in body.finishes)}
+        if body is not None:
+            self.down.append(body)
 
     @precondition(lambda self: self.down)
     @rule()
