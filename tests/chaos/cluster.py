@@ -42,7 +42,7 @@ class Plan:
     num_tokenizers: int = 2
     num_workers: int = 3
     worker: Mapping[str, Any] = field(default_factory=lambda: {"sim_step_ms": 20.0, "sim_num_blocks": 2048, "drain_grace_s": 1.0})
-    router: Mapping[str, Any] = field(default_factory=lambda: {"max_tenant_requests": 150, "drain_grace_s": 5.0})
+    router: Mapping[str, Any] = field(default_factory=lambda: {"max_tenant_requests": 100, "drain_grace_s": 5.0})
     modules: Mapping[str, str] = field(default_factory=dict)
 
 
