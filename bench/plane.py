@@ -34,6 +34,7 @@ class Speed:
     events_s: float
     bytes_per_event: float
     num_errors: int
+    first_error: str
     cores: dict[str, float]
 
 
@@ -81,12 +82,16 @@ async def road_speed(target: Target, pid: int, num_streams: int, num_tokens: int
     seconds = time.perf_counter() - started_at
     cores = _cores(before, _cost(pid), seconds)
     answers = [read(raw) for raw in raws]
+    errors = [
+        answer.error or f"{answer.num_output} tokens" for answer in answers if answer.error or answer.num_output != num_tokens
+    ]
     num_events = sum(b.count(b"data: ") for raw in raws for _, b in raw.parts)
     speed = Speed(
         tokens_s=sum(answer.num_output for answer in answers) / seconds,
         events_s=num_events / seconds,
         bytes_per_event=sum(len(b) for raw in raws for _, b in raw.parts) / max(1, num_events),
-        num_errors=sum(bool(answer.error) or answer.num_output != num_tokens for answer in answers),
+        num_errors=len(errors),
+        first_error=errors[0] if errors else "",
         cores=cores,
     )
     return speed, event
@@ -101,8 +106,9 @@ async def bare_speed(target: Target, pid: int, num_streams: int, num_events: int
     cores = _cores(before, _cost(pid), seconds)
     num_bytes = sum(len(b) for raw in raws for _, b in raw.parts)
     got = sum(b.count(b"data: ") for raw in raws for _, b in raw.parts) - num_streams
-    wrong = sum(bool(raw.failure) for raw in raws)
-    return Speed(got / seconds, got / seconds, num_bytes / max(1, got), wrong, cores)
+    failures = [raw.failure for raw in raws if raw.failure]
+    first = failures[0] if failures else ""
+    return Speed(got / seconds, got / seconds, num_bytes / max(1, got), len(failures), first, cores)
 
 
 async def road_pace(target: Target, pid: int, num_streams: int, num_tokens: int, step_ms: float, ramp_s: float) -> Pace:
@@ -169,7 +175,7 @@ def _print_speed(name: str, speed: Speed) -> None:
     cores = " ".join(f"{service} {share:.2f}" for service, share in speed.cores.items())
     print(
         f"  {name:9}{speed.tokens_s:10.0f} tokens/s {speed.events_s:10.0f} events/s {speed.bytes_per_event:6.0f} B/event"
-        f"  {speed.num_errors} errors   cores: {cores}",
+        f"  {speed.num_errors} errors {speed.first_error}  cores: {cores}",
         flush=True,
     )
 

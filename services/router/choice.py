@@ -102,6 +102,9 @@ class ChoiceText:
         "crc",
         "exhausted",
         "log",
+        "may_be_plain",
+        "num_based",
+        "num_based_chars",
         "num_chars",
         "num_decoded",
         "num_given",
@@ -109,6 +112,7 @@ class ChoiceText:
         "number",
         "offered",
         "over",
+        "plain",
         "queued",
     )
 
@@ -121,6 +125,9 @@ class ChoiceText:
         self.number = 0
         self.queued = False
         self.exhausted = False
+        # The tokenizer leaves out the text that a client has already.
+        self.may_be_plain = self.plain = not (rule.stop or rule.echo_token_ids or log.sent)
+        self.num_based = self.num_based_chars = 0
         self.num_taken = 0  # ids handed to the decoder
         self.num_chars = 0  # characters that came back
         self.num_decoded = 0  # ids whose text has wholly come back
@@ -154,8 +161,8 @@ class ChoiceText:
             include_stop=rule.include_stop,
             skip_special=rule.skip_special,
             min_tokens=rule.min_tokens,
-            prior_token_ids=pack(self.log.token_ids[: self.num_taken]),
-            num_prior_chars=self.num_chars,
+            prior_token_ids=pack(self.log.token_ids[self.num_based : self.num_taken]),
+            num_prior_chars=self.num_chars - self.num_based_chars,
             echo_token_ids=pack(rule.echo_token_ids),
             num_given_tokens=self.log.sent,
         )
@@ -176,6 +183,10 @@ class ChoiceText:
         taken = token_ids[self.num_taken : end]
         self.num_taken = max(self.num_taken, end)
         return taken
+
+    def rebase(self) -> None:
+        """See decode.Reader."""
+        self.num_based, self.num_based_chars = self.num_taken, self.num_chars
 
     def decoded(self, text: str, num_tokens: int) -> None:
         """See decode.Reader."""

@@ -2,6 +2,10 @@
 
 Everything accepted since the last message goes into the next one, so a message of a worker makes at most one message
 here. When the stream breaks, another replica is asked to rebuild every reader's state from its ids.
+
+Most tokens are plain ASCII and most requests name no stop string: their text is known from the vocabulary, and such a
+reader goes to the tokenizer only at a token that is not plain, until nothing is held back any more. One token at a time,
+that road costs about as much as computing a small model's token does.
 It knows nothing of workers, of events or of clients.
 """
 
@@ -21,10 +25,18 @@ logger = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
-    """One choice being decoded. The decoder keeps `number` (0: not open now, -1: forgotten) and `queued`."""
+    """One choice being decoded. The decoder keeps `number` (0: not open now, -1: forgotten) and `queued`.
+
+    may_be_plain: its text is that of its tokens in a row, if they are plain. plain: it needs no tokenizer now.
+    num_based: tokens before the place where its decode stream begins; replies count from there.
+    """
 
     number: int
     queued: bool
+    may_be_plain: bool
+    plain: bool
+    num_taken: int
+    num_based: int
 
     def opening(self) -> tokenizer_pb2.OpenDecode:
         """Everything that rebuilds its state: ids taken so far and how much of their text has arrived."""
@@ -35,6 +47,9 @@ class Reader(Protocol):
     @property
     def exhausted(self) -> bool:
         """No more ids will come, and all were taken."""
+
+    def rebase(self) -> None:
+        """The text of all that was taken has wholly been given: a decode stream may begin here."""
 
     def decoded(self, text: str, num_tokens: int) -> None:
         """New text arrived; num_tokens are wholly given with it."""
@@ -56,6 +71,7 @@ class Decoder:
         self._tokenizers = tokenizers
         self._readers: dict[int, Reader] = {}
         self._queue: list[Reader] = []
+        self._plain: list[Reader] = []
         self._closing: list[int] = []
         # Readers that each unanswered request flushed, oldest first: replies come in the order of requests.
         self._unanswered: deque[list[Reader]] = deque()
@@ -66,10 +82,16 @@ class Decoder:
 
     def push(self, reader: Reader) -> None:
         """The reader has something to take, or has been exhausted."""
-        if not reader.queued:
-            reader.queued = True
+        if reader.queued:
+            return
+        reader.queued = True
+        if not reader.plain:
             self._queue.append(reader)
             self._wake.set()
+            return
+        if not self._plain:
+            asyncio.get_running_loop().call_soon(self._give_plain)
+        self._plain.append(reader)
 
     def forget(self, reader: Reader) -> None:
         """Nobody wants its text any more."""
@@ -78,6 +100,27 @@ class Decoder:
             self._wake.set()
         reader.number = -1
         reader.queued = True
+
+    def _give_plain(self) -> None:
+        """Gives readers their text at once, as long as it is plain."""
+        readers, self._plain = self._plain, []
+        vocabulary = self._tokenizers.vocabulary if self._tokenizers.loaded else None
+        for reader in readers:
+            if reader.number < 0:
+                continue
+            reader.queued = False
+            token_ids = reader.take() if vocabulary is not None else ()
+            text = vocabulary.plain_text(token_ids) if vocabulary is not None else None
+            if text is None:
+                # What was just taken counts as taken before: opening it brings that text, too.
+                reader.plain = False
+                self.push(reader)
+                continue
+            if token_ids:
+                reader.decoded(text, reader.num_taken)
+                reader.rebase()
+            if reader.exhausted:
+                reader.drained()
 
     async def run(self) -> None:
         """Keeps a stream open until cancelled."""
@@ -117,6 +160,8 @@ class Decoder:
         for reader in readers:
             reader.number = 0
             self.push(reader)
+        # For what was queued while the last stream had not answered.
+        self._wake.set()
 
     async def _write(self, call: Any) -> None:
         while True:
@@ -143,6 +188,9 @@ class Decoder:
             if reader.number < 0:
                 continue
             reader.queued = False
+            if reader.plain:
+                self.push(reader)
+                continue
             if not reader.number:
                 self._open(reader, request)
             taken = reader.take()
@@ -154,6 +202,8 @@ class Decoder:
                 flushed.append(reader)
                 request.flush.append(reader.number)
                 request.close.append(reader.number)
+        if not (request.open or streams or flushed or request.close):
+            return None
         request.stream.extend(streams)
         request.count.extend(counts)
         request.token_ids.extend(token_ids)
@@ -183,7 +233,12 @@ class Decoder:
         for number, text, num_tokens in zip(reply.stream, reply.text, reply.num_tokens, strict=True):
             # A reader that was forgotten meanwhile may still be answered.
             if (reader := readers.get(number)) is not None:
-                reader.decoded(text, num_tokens)
+                reader.decoded(text, reader.num_based + num_tokens)
+                if reader.may_be_plain and reader.num_based + num_tokens == reader.num_taken and not reader.exhausted:
+                    del readers[number]
+                    self._closing.append(number)
+                    reader.number, reader.plain = 0, True
+                    reader.rebase()
         for stop in reply.stopped:
             if (reader := readers.get(stop.stream)) is not None:
                 self.forget(reader)

@@ -15,6 +15,10 @@ from shared.errors import InvalidRequest, NotFound
 from shared.pb import delivery_pb2, delivery_pb2_grpc
 from shared.queue.types import NewRequest
 
+# Acks alone wait for more of them, for up to so long: a worker holds back nothing before it is owed twice as many.
+ACK_ROWS = 32
+ACK_S = 0.02
+
 logger = logging.getLogger(__name__)
 
 
@@ -76,8 +80,17 @@ class Delivery(delivery_pb2_grpc.DeliveryServicer):
         self._sequencer.receive(link, first)
         link.wake()
         async for message in messages:
+            num_acks = link.num_acks
             self._sequencer.receive(link, message)
-            link.wake()
+            if link.num_acks >= ACK_ROWS or link.says_more:
+                link.wake()
+            elif link.num_acks and not num_acks:
+                asyncio.get_running_loop().call_later(ACK_S, _answer, link)
+
+
+def _answer(link: Link) -> None:
+    if link.num_acks:
+        link.wake()
 
 
 def _link(first: delivery_pb2.FromWorker, wake: asyncio.Event) -> Link:

@@ -106,6 +106,18 @@ class Link:
     out: FromRouter = field(default_factory=FromRouter)
     closed: bool = False
 
+    @property
+    def num_acks(self) -> int:
+        """Rows accepted since the last answer."""
+        return len(self.out.acks.stream)
+
+    @property
+    def says_more(self) -> bool:
+        """Whether the answer holds anything but acks."""
+        out = self.out
+        told = out.begin or out.unknown or out.fenced or out.resend or out.finished or out.cancel
+        return bool(told or out.stop or out.pause or out.resume)
+
     def take(self) -> FromRouter:
         """The answers so far; later ones go into a new message."""
         out, self.out = self.out, FromRouter()

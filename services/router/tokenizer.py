@@ -26,12 +26,21 @@ Reply = TypeVar("Reply")
 
 
 class TokenBytes:
-    """Every token's bytes; `special` are the ids that stand for no text."""
+    """Every token's bytes; `special` are the ids that stand for no text. Plain ones are ASCII text wherever they stand."""
 
     def __init__(self, reply: tokenizer_pb2.VocabularyReply):
         self._data = reply.data
         self._offsets = (0, *accumulate(reply.length))
         self.special = frozenset(reply.special_token_ids)
+        whole = (self.bytes_of(token_id) for token_id in range(len(self._offsets) - 1))
+        self._plain = [data.decode() if data.isascii() else None for data in whole]
+        for token_id in self.special:
+            self._plain[token_id] = None
+
+    def plain_text(self, token_ids: Sequence[int]) -> str | None:
+        """Their text if every one of them is plain."""
+        texts = [self._plain[token_id] if token_id < len(self._plain) else None for token_id in token_ids]
+        return None if None in texts else "".join(texts)  # type: ignore[arg-type]
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes a token adds to the text; empty for an id beyond the vocabulary, which a padded model can produce."""

@@ -25,7 +25,8 @@ PROTOCOL_VERSION = 1
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 2.0
 DIAL_TIMEOUT_S = 2.0
 IDLE_S = 60.0
-# A router that has not answered the last tokens is behind: what comes meanwhile travels together, for up to this long.
+# A router that has not answered so many rows of tokens is behind: what comes meanwhile travels together, for up to so long.
+UNANSWERED_ROWS = 64
 ANSWER_S = 0.05
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ class Link:
         self._dirty: dict[Outbound, None] = {}
         self._wake = asyncio.Event()
         self._answered = asyncio.Event()
+        self._num_unanswered = 0
         self._address: str | None = None
         self._task = asyncio.create_task(self._keep(), name=f"deliver {router_id}")
 
@@ -178,6 +180,7 @@ class Link:
         self._to_claim = dict.fromkeys(self._carried)
         self._wake.set()
         self._answered.set()
+        self._num_unanswered = 0
         reading = asyncio.create_task(self._read(call, heard))
         writing = asyncio.create_task(self._write(call))
         try:
@@ -206,7 +209,8 @@ class Link:
                         await self._answered.wait()
             self._wake.clear()
             message = self._message()
-            if message.has_tokens:
+            self._num_unanswered += message.num_rows
+            if self._num_unanswered >= UNANSWERED_ROWS:
                 self._answered.clear()
             body = message.whole()
             if body is not None:
@@ -232,6 +236,7 @@ class Link:
     async def _read(self, call: Any, heard: list[bool]) -> None:
         async for message in call:
             heard[0] = True
+            self._num_unanswered = 0
             self._answered.set()
             self._receive(message)
 

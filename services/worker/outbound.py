@@ -71,9 +71,9 @@ class Message:
         return self._body
 
     @property
-    def has_tokens(self) -> bool:
-        """Whether there are frames."""
-        return bool(self._streams)
+    def num_rows(self) -> int:
+        """Rows of frames so far."""
+        return len(self._streams)
 
     def add_tokens(self, stream: int, choice: int, idx: int, ids: Sequence[int]) -> None:
         """A row of frames."""
