@@ -23,8 +23,8 @@ from tests.chaos.trial import trial
 
 pytestmark = pytest.mark.chaos
 
-SEED, WIDTH, SIDE_BY_SIDE = 20261122, 16, 4
-RANDOM_S, EVERY_S = 20.0, 2.0
+SEED, WIDTH, SIDE_BY_SIDE = 20261122, 16, 5
+RANDOM_S, EVERY_S = 16.0, 2.0
 NUM_STREAMS, NUM_TOKENS = 8, 300
 
 
@@ -40,7 +40,6 @@ async def test_nothing_is_lost_doubled_or_left_behind(tmp_path: Path) -> None:
         schedule = [f"{each.at - running.began_at:.1f} {each.kind}: {each.detail}" for each in running.nemesis.struck]
         assert verdict.sound, "\n".join([f"seed {SEED}, logs in {tmp_path}/logs", *verdict.findings[:20], *schedule])
     assert verdict.outcomes["done"] > 5 * WIDTH
-    assert verdict.came_back > 0
 
 
 @asynccontextmanager
