@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --con
 # Compute threads that spin while they wait would fight with the test's other processes for the cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: serve test full lint constraints wheels clean
+.PHONY: serve test full chaos soak lint constraints wheels clean
 
 serve: $(VENV)/.serve
 	@exec $(BIN)/roadtrain serve $(MODEL) $(ARGS)
@@ -20,6 +20,14 @@ test: $(VENV)/.dev lint
 
 full: $(VENV)/.dev lint
 	$(BIN)/python -m pytest $(ARGS)
+
+# The chaos that `make test` runs, alone.
+chaos: $(VENV)/.dev
+	$(BIN)/python -m pytest -m chaos $(ARGS)
+
+# An hour of random faults; the report is soak/report.md. `make soak ARGS="--minutes 5 --seed 7"` is shorter, and repeats a seed.
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.chaos.soak --minutes 60 $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ from shared.errors import StartupError
 
 DEFAULT_MODEL = "smollm2"
 ENV_PREFIX = "ROADTRAIN_"
+CRASH_AT = ENV_PREFIX + "CRASH_AT"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
@@ -79,7 +80,8 @@ class WorkerConfig(_Section):
     runner: Literal["model", "sim"] = Field("model", description="'sim' computes no model: tokens are a hash of the request.")
     device: Literal["cpu"] = Field("cpu", description="What to compute on.")
     compute: Literal["fast", "exact"] = Field(
-        "fast", description="Arithmetic of matrix products: 'fast' rounds activations to 8 or 16 bits, 'exact' keeps fp32."
+        "exact",
+        description="Arithmetic of matrix products: 'exact' keeps activations in fp32, 'fast' rounds them to 8 or 16 bits.",
     )
     kv_dtype: Literal["float32", "float16"] | None = Field(
         None, description="Number format of the KV cache; unset: float16 if compute is fast, float32 if exact."
@@ -97,6 +99,7 @@ class WorkerConfig(_Section):
     sim_step_ms: Annotated[float, Field(ge=0)] = Field(5.0, description="sim: time of a step with one sequence.")
     sim_step_ms_per_seq: Annotated[float, Field(ge=0)] = Field(0.2, description="sim: added for each further sequence.")
     sim_prefill_tokens_per_s: Seconds = Field(20_000.0, description="sim: prompt tokens computed per second.")
+    sim_poison_token: int | None = Field(None, description="sim: a prompt with this token id kills the process, as a bug would.")
 
 
 class ServeConfig(_Section):
@@ -269,6 +272,11 @@ def cache_dir() -> Path:
     return Path(base) / "roadtrain"
 
 
+def crash_at() -> str:
+    """Where this process shall die, for tests; see crash.py. Empty: nowhere."""
+    return os.environ.get(CRASH_AT, "")
+
+
 def hub_offline() -> bool:
     """Whether the operator forbids asking the Hugging Face Hub."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
@@ -285,5 +293,5 @@ def child_environment() -> dict[str, str]:
     Compute threads sleep while they wait: spinning ones take the cores that the router and its clients need, and make
     a loaded machine many times slower. gRPC's own notes on connections that end are ours to make.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX) or name == CRASH_AT}
     return {"OMP_WAIT_POLICY": "passive", "GRPC_VERBOSITY": "ERROR", **kept}

@@ -159,6 +159,15 @@ def as_object(error: RoadtrainError) -> dict[str, str | None]:
     return {"message": error.message, "type": mapped(error).type, "param": error.param, "code": error.code}
 
 
+def from_object(message: str, code: str | None) -> RoadtrainError:
+    """The error that another process told of; one whose code no class has by default is taken as the request's fault.
+
+    What went wrong there is known here by its code alone; `internal_error` and codes of ours say the rest.
+    """
+    known = {cls.default_code: cls for cls in MAPPING}
+    return known.get(code, InvalidRequest)(message, code=code)
+
+
 def from_exception(exception: BaseException) -> RoadtrainError:
     """The error to show for any exception: its own, or an InternalError that says nothing about it."""
     if isinstance(exception, RoadtrainError):

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from services.launcher.dead import dead
 from services.launcher.roles import ROLES, run_role
 from services.launcher.supervise import EXIT_CONFIG
 from shared.config import Settings, load
@@ -24,6 +25,7 @@ roadtrain - serves large language models to thousands of users at once
   roadtrain chat [URL]       talk to a running server (default http://127.0.0.1:8000)
   roadtrain pull [MODEL]     fetch a model and print where it is
   roadtrain bench NAME       measure: NAME is one of the programs in bench/, for example capacity
+  roadtrain dead ls          requests put aside because they ended three processes; also show, retry, drop
   roadtrain version          print the version
 
   roadtrain router           one service alone, for a system of several machines;
@@ -69,7 +71,13 @@ def _run(arguments: Sequence[str], child: bool) -> int:
     if command in ROLES:
         run_role(command, _settings(command, rest), child=child)
         return 0
-    commands: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve, "pull": _pull, "chat": _chat, "bench": _bench}
+    commands: dict[str, Callable[[Sequence[str]], int]] = {
+        "serve": _serve,
+        "pull": _pull,
+        "chat": _chat,
+        "bench": _bench,
+        "dead": dead,
+    }
     if command not in commands:
         print(f"roadtrain: no command {command!r}\n\n{USAGE}", file=sys.stderr)
         return 2

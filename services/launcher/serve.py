@@ -12,9 +12,11 @@ import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from services.launcher import private_redis
+from services.launcher.coroner import report_exit
 from services.launcher.roles import check_exposure, with_model_path
 from services.launcher.summary import print_summary
 from services.launcher.supervise import Child, Supervisor
@@ -109,7 +111,8 @@ async def _start(
     file.write_text(json.dumps(settings.model_copy(update={role: section}).model_dump(mode="json", exclude_none=True)))
     command = [sys.executable, "-m", "services.launcher", role, "--child", "--config", str(file)]
     grace_s = getattr(section, "drain_grace_s", 0.0) + STOP_MARGIN_S
-    await supervisor.add(Child(f"{role}-{index}", command, order=STOP_ORDER[role], grace_s=grace_s))
+    on_exit = partial(report_exit, settings, str(facts["worker_id"])) if role == "worker" else None
+    await supervisor.add(Child(f"{role}-{index}", command, order=STOP_ORDER[role], grace_s=grace_s, on_exit=on_exit))
 
 
 async def _watch(settings: Settings, supervisor: Supervisor, stopping: asyncio.Event, started_at: float) -> int:

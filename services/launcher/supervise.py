@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from shared.config import child_environment
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Child:
-    """One supervised process. `order` says when it is ended: lower first."""
+    """One supervised process. `order` says when it is ended: lower first. `on_exit` is awaited before it is started again."""
 
     name: str
     command: Sequence[str]
@@ -32,6 +32,7 @@ class Child:
     process: asyncio.subprocess.Process | None = None
     started_at: float = 0.0
     num_restarts: int = 0
+    on_exit: Callable[[], Awaitable[None]] | None = None
     _pipe: int = field(default=-1)
 
     async def start(self) -> None:
@@ -99,13 +100,16 @@ class Supervisor:
         backoff_s = FIRST_BACKOFF_S
         while True:
             code = await child.wait()
-            if code == EXIT_CONFIG:
+            # What could start once can again: then the cause is outside, as a Redis that is away for a while.
+            if code == EXIT_CONFIG and child.num_restarts == 0:
                 if not self._failed.done():
                     self._failed.set_result(child.name)
                 return
             if loop.time() - child.started_at > STABLE_S:
                 backoff_s = FIRST_BACKOFF_S
             logger.warning("a service ended; starting it again", extra={"child": child.name, "code": code, "in_s": backoff_s})
+            if child.on_exit is not None:
+                await child.on_exit()
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
             child.num_restarts += 1

@@ -144,6 +144,7 @@ def proto_request(message: router_pb2.ChatRequest | router_pb2.CompleteRequest, 
         idempotency_key=caller.idempotency_key,
         trace=caller.trace,
         names={"prompt": field},
+        dialect="chat" if field == "messages" else "completion",
     )
     check_request(request)
     return request
@@ -347,6 +348,8 @@ def _request(
         prompt=prompt,
         sampling=sampling,
         echo=isinstance(body, CompletionBody) and bool(body.echo),
+        dialect="completion" if isinstance(body, CompletionBody) else "chat",
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
         band=DEFAULT_BAND if body.priority is None else body.priority,
         deadline_ms=caller.deadline_ms,
         cache_salt=body.cache_salt or "",

@@ -20,7 +20,6 @@ from shared.errors import RoadtrainError, from_exception
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-MakeWriter = Callable[[Answer, int, Generation], ChunkWriter]
 DeltaLogprobs = Callable[[TextDelta], Any]
 
 
@@ -40,25 +39,26 @@ def describe(dialect: Dialect, generation: Generation, fingerprint: str) -> Answ
     return Answer(dialect, generation.rid, generation.created, generation.model, shown)
 
 
-async def stream(
-    exchange: Exchange,
-    front: Front,
-    requests: Sequence[GenerateRequest],
-    dialect: Dialect,
-    make_writer: MakeWriter,
-    include_usage: bool,
-) -> None:
-    """Answers with an event stream. Raises RoadtrainError only while nothing has been sent."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Accepted requests that one event stream answers, and a writer for each."""
+
+    generations: list[Generation]
+    writers: list[ChunkWriter]
+    include_usage: bool
+
+
+async def stream(exchange: Exchange, front: Front, start: Callable[[], Coroutine[Any, Any, Opened]]) -> None:
+    """Answers with an event stream. Raises RoadtrainError, also from `start`, only while nothing has been sent."""
     events = EventStream(exchange, front.config.keep_alive_s)
 
     async def work() -> None:
-        generations = await start_all(front.plane.generator, requests)
-        answer = describe(dialect, generations[0], front.plane.model.fingerprint)
-        writers = [make_writer(answer, index, generation) for index, generation in enumerate(generations)]
+        opened = await start()
+        generations, writers = opened.generations, opened.writers
         relays = [_relay(generation, writer, events) for generation, writer in zip(generations, writers, strict=True)]
         try:
             await _all_or_none(relays)
-            end = writers[0].usage(usage_object(generations)) if include_usage else b""
+            end = writers[0].usage(usage_object(generations)) if opened.include_usage else b""
             await events.write(end + DONE, last=True)
         except Exception as exception:
             await end_all(generations)

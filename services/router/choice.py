@@ -75,7 +75,10 @@ class Owner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DecodeRule:
-    """How a request's ids become text. `hidden_token_ids` end a choice without showing their own text."""
+    """How a request's ids become text. `hidden_token_ids` end a choice without showing their own text.
+
+    echo_given: the client has the text of `echo_token_ids` already.
+    """
 
     stop: tuple[str, ...]
     include_stop: bool
@@ -83,6 +86,7 @@ class DecodeRule:
     min_tokens: int
     hidden_token_ids: frozenset[int]
     echo_token_ids: Sequence[int]
+    echo_given: bool = False
 
 
 class ChoiceText:
@@ -121,7 +125,7 @@ class ChoiceText:
         self.number = 0
         self.queued = False
         self.exhausted = False
-        # What a client had already is told apart by its row from the tokenizer.
+        # The tokenizer leaves out the text that a client has already.
         self.may_be_plain = self.plain = not (rule.stop or rule.echo_token_ids or log.sent)
         self.num_based = self.num_based_chars = 0
         self.num_taken = 0  # ids handed to the decoder
@@ -160,6 +164,7 @@ class ChoiceText:
             prior_token_ids=pack(self.log.token_ids[self.num_based : self.num_taken]),
             num_prior_chars=self.num_chars - self.num_based_chars,
             echo_token_ids=pack(rule.echo_token_ids),
+            num_given_tokens=self.log.sent,
         )
 
     def take(self) -> Sequence[int]:
@@ -175,11 +180,6 @@ class ChoiceText:
                 end -= 1
         elif end and token_ids[-1] in self._rule.hidden_token_ids:
             end -= 1
-        if self.num_taken < log.sent < end:
-            # The client had these: they go alone, so that their text can be told from what follows.
-            end = log.sent
-            self.exhausted = False
-            self._owner.push(self)
         taken = token_ids[self.num_taken : end]
         self.num_taken = max(self.num_taken, end)
         return taken
@@ -193,6 +193,8 @@ class ChoiceText:
         if self._num_echo_chars is None:
             self._num_echo_chars = len(text)
             self._owner.push(self)
+            if self._rule.echo_given:
+                text = ""
         elif self._num_skipped_chars:
             text, self._num_skipped_chars = text[self._num_skipped_chars :], 0
             self.num_chars += len(text)
@@ -200,7 +202,7 @@ class ChoiceText:
             self.num_chars += len(text)
         if num_tokens > self.num_decoded:
             self.num_decoded = num_tokens
-        if text and (not self.log.sent or self.num_taken > self.log.sent):
+        if text:
             self._parts.append(text)
         self._owner.offer(self)
 
@@ -223,9 +225,7 @@ class ChoiceText:
     def collect(self, events: list[Event]) -> None:
         """Appends what has not been given yet, and counts it as given."""
         log = self.log
-        start, end = max(self.num_given, log.sent), self.num_decoded
-        if start > self.num_given:
-            self._count(start)
+        start, end = self.num_given, self.num_decoded
         text = "".join(self._parts)
         if text or end > start:
             self._parts.clear()
@@ -235,6 +235,10 @@ class ChoiceText:
             events.append(TextDelta(log.index, text, log.token_ids[start:end], self.num_given, logprobs, position))
         if self.over:
             events.append(self._end())
+
+    def skip_sent(self) -> None:
+        """The client has these."""
+        self._count(min(self.log.sent, len(self.log.token_ids)))
 
     def _count(self, end: int) -> None:
         start = self.num_given

@@ -7,11 +7,13 @@ mean, of Redis or of clients.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Protocol
 
+from services.router.follow import Source, watch
 from services.router.sequencer import PROTOCOL_VERSION, Binding, Link, ProtocolError, Sequencer
-from shared.errors import InvalidRequest, MethodNotAllowed
+from shared.errors import InvalidRequest, NotFound
 from shared.pb import delivery_pb2, delivery_pb2_grpc
+from shared.queue.types import NewRequest
 
 # Acks alone wait for more of them, for up to so long: a worker holds back nothing before it is owed twice as many.
 ACK_ROWS = 32
@@ -20,12 +22,20 @@ ACK_S = 0.02
 logger = logging.getLogger(__name__)
 
 
+class Shelf(Protocol):
+    """What other routers may follow."""
+
+    def local(self, rid: str, tenant: str) -> tuple[Source, NewRequest] | None:
+        """What this router has of a tenant's request."""
+
+
 class Delivery(delivery_pb2_grpc.DeliveryServicer):
     """Speaks for one sequencer. `on_break` gets what was bound to a connection when it ended."""
 
-    def __init__(self, sequencer: Sequencer, on_break: Callable[[list[Binding]], None]):
+    def __init__(self, sequencer: Sequencer, on_break: Callable[[list[Binding]], None], shelf: Shelf):
         self._sequencer = sequencer
         self._on_break = on_break
+        self._shelf = shelf
         self.num_refused = 0
 
     async def Deliver(  # noqa: N802 - the name is protos/delivery.proto's
@@ -56,11 +66,15 @@ class Delivery(delivery_pb2_grpc.DeliveryServicer):
             logger.info("a worker's stream ended", extra={"owner": link.owner})
             self._on_break(self._sequencer.close(link))
 
-    def Follow(  # noqa: N802 - the name is protos/delivery.proto's
+    async def Follow(  # noqa: N802 - the name is protos/delivery.proto's
         self, request: delivery_pb2.FollowRequest, context: Any
     ) -> AsyncIterator[delivery_pb2.Followed]:
-        """See protos/delivery.proto. Always raises MethodNotAllowed: a stream has one client."""
-        raise MethodNotAllowed("This router's streams cannot be followed.", code="follow_unsupported")
+        """See protos/delivery.proto. Raises NotFound for what this router does not have."""
+        found = self._shelf.local(request.rid, request.tenant)
+        if found is None:
+            raise NotFound("This router does not have that request.", code="stream_not_found")
+        async for message in watch(found[0]):
+            yield message
 
     async def _read(self, link: Link, first: delivery_pb2.FromWorker, messages: AsyncIterator[delivery_pb2.FromWorker]) -> None:
         self._sequencer.receive(link, first)

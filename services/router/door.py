@@ -4,7 +4,7 @@ Errors are raised; shared/rpc.py turns them into a status with code and param in
 It knows nothing of HTTP, nor of what happens to a request.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -12,12 +12,14 @@ import grpc
 from services.router.accept import Caller, proto_request
 from services.router.auth import authenticate
 from services.router.front import Front
-from services.router.generate import ChoiceEnd, Event, GenerateRequest, Generation
-from shared.errors import InvalidRequest, MethodNotAllowed, RoadtrainError, mapped
+from services.router.generate import ChoiceEnd, Event, Generation
+from shared.errors import InvalidRequest, RoadtrainError, mapped
 from shared.pb import router_pb2, router_pb2_grpc, types_pb2
 from shared.telemetry import context_from_headers
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+Start = Callable[[], Awaitable[Generation]]
 
 _REASONS = {"stop": types_pb2.FINISH_REASON_STOP, "length": types_pb2.FINISH_REASON_LENGTH}
 
@@ -30,23 +32,28 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
 
     async def Chat(self, request: router_pb2.ChatRequest, context: Context) -> AsyncIterator[router_pb2.Event]:  # noqa: N802
         """See protos/router.proto."""
-        async for event in self._counted("Chat", request, context):
+        async for event in self._counted("Chat", self._starting(request, context)):
             yield event
 
     async def Complete(  # noqa: N802
         self, request: router_pb2.CompleteRequest, context: Context
     ) -> AsyncIterator[router_pb2.Event]:
         """See protos/router.proto."""
-        async for event in self._counted("Complete", request, context):
+        async for event in self._counted("Complete", self._starting(request, context)):
             yield event
 
     async def Resume(  # noqa: N802
         self, request: router_pb2.ResumeRequest, context: Context
     ) -> AsyncIterator[router_pb2.Event]:
-        """Answers UNIMPLEMENTED."""
-        authenticate(_metadata(context).get("authorization"))
-        raise MethodNotAllowed("This version of Roadtrain does not take up streams again.", code="not_implemented")
-        yield router_pb2.Event()  # what makes this a stream
+        """See protos/router.proto."""
+        tenant = authenticate(_metadata(context).get("authorization"))
+
+        async def start() -> Generation:
+            generation, _ = await self._front.plane.generator.resume(request.rid, request.position, tenant)
+            return generation
+
+        async for event in self._counted("Resume", start):
+            yield event
 
     async def Cancel(self, request: router_pb2.CancelRequest, context: Context) -> router_pb2.CancelReply:  # noqa: N802
         """See protos/router.proto."""
@@ -65,15 +72,19 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
             models=[router_pb2.Model(id=name, created=model.created, max_model_len=model.max_model_len) for name in model.names]
         )
 
-    async def _counted(
-        self, method: str, request: router_pb2.ChatRequest | router_pb2.CompleteRequest, context: Context
-    ) -> AsyncIterator[router_pb2.Event]:
+    def _starting(self, request: router_pb2.ChatRequest | router_pb2.CompleteRequest, context: Context) -> Start:
+        async def start() -> Generation:
+            return await self._front.plane.generator.start(proto_request(request, _caller(request.options, context)))
+
+        return start
+
+    async def _counted(self, method: str, start: Start) -> AsyncIterator[router_pb2.Event]:
         """The answer's events; the call is counted by how it ended."""
         status = grpc.StatusCode.CANCELLED
         self._front.num_open += 1
         try:
             self._front.admit()
-            async for event in self._answer(proto_request(request, _caller(request.options, context))):
+            async for event in self._answer(await start()):
                 yield event
             status = grpc.StatusCode.OK
         except RoadtrainError as error:
@@ -86,11 +97,10 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
             self._front.num_open -= 1
             self._front.answered["grpc", method, status.name] += 1
 
-    async def _answer(self, request: GenerateRequest) -> AsyncIterator[router_pb2.Event]:
-        generation = await self._front.plane.generator.start(request)
+    async def _answer(self, generation: Generation) -> AsyncIterator[router_pb2.Event]:
         try:
             position = generation.position()
-            begun = request.sampling.num_prompt_logprobs is None
+            begun = not generation.waits_for_prompt
             if begun:
                 yield _begun(generation, position)
             async for happened in generation.events():

@@ -7,25 +7,28 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 
+from services.router import position as positions
 from services.router.choice import ChoiceEnd, DecodeRule, EndReason, Event, TextDelta
 from services.router.generation import CancelReason, Ending, Facts, Generation, Road
-from services.router.ledger import Ledger, Owed
+from services.router.ledger import Ledger
 from services.router.request import DEFAULT_BAND, GenerateRequest, Prompt
-from services.router.sequencer import Held, pack
+from services.router.resume import Resumer
+from services.router.sequencer import Held, pack, unpack
 from services.router.tokenizer import Tokenizers
 from services.router.validate import ModelLimits, check_ids, check_model, resolve
 from services.router.workers import Workers
+from shared import crash
 from shared.errors import InternalError, InvalidRequest, NotFound, RoadtrainError, Unavailable
 from shared.pb import tokenizer_pb2, types_pb2
 from shared.prefix import block_keys
 from shared.queue.client import Queue
-from shared.queue.payload import digest, seal
+from shared.queue.payload import digest, open_sealed, seal
 from shared.queue.rid import is_rid, new_rid, rid_for_key
-from shared.queue.types import Answer, NewRequest
-from shared.sampling import SamplingParams, to_proto
+from shared.queue.types import NewRequest
+from shared.sampling import SamplingParams, from_proto, to_proto
 
 __all__ = [
     "DEFAULT_BAND",
@@ -43,8 +46,6 @@ __all__ = [
 
 # Below the 2 s within which a client is told that nobody can serve it.
 PUT_S = 1.8
-# At once; first come, first served. The pool of Redis connections is not: in a rush it lets a request starve.
-MAX_PUTS = 8
 BLOCK_SIZE = 16
 WARM_BLOCKS = 8
 
@@ -68,6 +69,7 @@ class Generator:
         self,
         road: Road,
         ledger: Ledger,
+        resumer: Resumer,
         queue: Queue,
         tokenizers: Tokenizers,
         workers: Workers,
@@ -77,9 +79,9 @@ class Generator:
         names: tuple[str, ...],
         default_deadline_s: float,
     ):
-        self._putting = asyncio.Semaphore(MAX_PUTS)
         self._road = road
         self._ledger = ledger
+        self._resumer = resumer
         self._queue = queue
         self._tokenizers = tokenizers
         self._workers = workers
@@ -101,21 +103,60 @@ class Generator:
         description = await self._tokenizers.describe()
         token_ids = await self._encode(request)
         prepared = self._prepare(request, token_ids, limits)
-        rule = _decode_rule(request, prepared, description.eos_token_ids)
-        params = prepared.params
-        held = Held(prepared.rid, 0, params.n, params.num_logprobs)
+        new = self._new_request(request, prepared)
+        generation = self._generation(new, prepared.payload, prepared.deadline_s, description.eos_token_ids)
+        crash.point("router.accepted")
+        await self._settle(generation, self._resumer.put(generation, new))
+        return generation
+
+    async def resume(self, rid: str, after: str, tenant: str) -> tuple[Generation, types_pb2.Shape]:
+        """Take up a tenant's stream after the event whose id is `after`, or from the beginning; and how it was answered.
+
+        Raises NotFound for a rid the tenant does not have or that is too old, InvalidRequest for an id that is none of
+        this stream's, and the error that the request ended with.
+        """
+        request = await self._resumer.asked(rid, tenant)
+        position = positions.read(after, rid) if after else None
+        payload = open_sealed(request.payload, rid, self._keys)
+        if position is not None and len(position.counts) != (payload.sampling.n or 1):
+            raise InvalidRequest("This event id has another number of choices.", param="last-event-id", code="invalid_event_id")
+        description = await self._tokenizers.describe()
+        deadline_s = request.deadline_ms / 1000 if request.deadline_ms else self._default_deadline_s
+        generation = self._generation(request, payload, deadline_s, description.eos_token_ids, position)
+        await self._settle(generation, self._resumer.attach(generation, request))
+        return generation, payload.shape
+
+    def _generation(
+        self,
+        request: NewRequest,
+        payload: types_pb2.Payload,
+        deadline_s: float,
+        eos_token_ids: Sequence[int],
+        after: positions.Position | None = None,
+    ) -> Generation:
+        params = from_proto(payload.sampling)
+        prompt = unpack(payload.prompt_token_ids)
+        held = Held(request.rid, 0, params.n, params.num_logprobs, after.counts if after else ())
+        rule = _decode_rule(params, prompt if payload.shape.echo else (), eos_token_ids, echo_given=after is not None)
         wants = params.num_prompt_logprobs is not None
-        facts = Facts(self._names[0], request.tenant, int(time.time()), token_ids, rule, prepared.deadline_s, wants)
-        generation = Generation(held, facts, self._road)
+        facts = Facts(self._names[0], request.tenant, payload.shape.created, prompt, rule, deadline_s, wants, after)
+        return Generation(held, facts, self._road)
+
+    async def _settle(self, generation: Generation, attaching: Coroutine[None, None, None]) -> None:
+        """Waits until the request is accepted; nothing is left of the generation when that fails."""
         try:
-            await self._put(generation, self._new_request(request, prepared))
+            async with asyncio.timeout(PUT_S):
+                await attaching
+        except TimeoutError:
+            error = Unavailable("The queue does not answer; try again.", code="queue_unavailable", retry_after_s=2.0)
+            self._abandon(generation, error)
+            raise error from None
         except RoadtrainError as error:
             self._abandon(generation, error)
             raise
         except asyncio.CancelledError:
             generation.end(InternalError("The client left before the request was accepted."), Ending.DISCONNECT)
             raise
-        return generation
 
     async def cancel(self, rid: str, tenant: str) -> bool:
         """End a tenant's own request, wherever it runs; True if this call ended it, False if it had ended before.
@@ -158,10 +199,12 @@ class Generator:
             prompt_token_ids=pack(token_ids),
             sampling=to_proto(request.sampling),
             cache_salt=_salt(request.tenant, request.cache_salt),
+            shape=types_pb2.Shape(echo=request.echo, include_usage=request.include_usage, dialect=request.dialect),
         )
         # What was asked, before a seed is drawn that nobody gave.
         asked = digest(payload)
         payload.sampling.CopyFrom(to_proto(params))
+        payload.shape.created = int(time.time())
         if request.trace is not None:
             payload.trace.CopyFrom(request.trace)
         deadline_s = request.deadline_ms / 1000 or self._default_deadline_s
@@ -185,26 +228,6 @@ class Generator:
             warm_key=warm[-1] if len(warm) == WARM_BLOCKS else None,
         )
 
-    async def _put(self, generation: Generation, new: NewRequest) -> None:
-        """Holds the request, then puts it: its worker may claim it before the answer is here."""
-        earlier = self._ledger.owed.get(new.rid)
-        if earlier is not None and earlier.request.digest != new.digest:
-            raise InvalidRequest("This idempotency key was used for a different request.", code="idempotency_key_reused")
-        entry = Owed(generation, new, time.monotonic() + new.deadline_ms / 1000 if new.deadline_ms else float("inf"))
-        self._ledger.add(entry)
-        try:
-            async with asyncio.timeout(PUT_S), self._putting:
-                answer = await self._queue.put(new)
-                if answer.verdict == "exists":
-                    answer = await self._adopt(new)
-        except TimeoutError:
-            raise Unavailable("The queue does not answer; try again.", code="queue_unavailable", retry_after_s=2.0) from None
-        self._ledger.adopted(entry, answer)
-
-    async def _adopt(self, new: NewRequest) -> Answer:
-        """The same key again: its client is here now."""
-        return await self._queue.adopt(new.rid, tenant=new.tenant, router_id=self._router_id, request=new)
-
     def _abandon(self, generation: Generation, error: RoadtrainError) -> None:
         """Whether a put that got no answer was done is not known: it is cancelled. One that was refused was not."""
         generation.end(error, Ending.DISCONNECT if error.code == "queue_unavailable" else Ending.RELEASED)
@@ -216,9 +239,8 @@ def _salt(tenant: str, cache_salt: str) -> bytes:
     return hashlib.sha256(b"roadtrain.salt\0" + len(name).to_bytes(4, "little") + name + cache_salt.encode()).digest()
 
 
-def _decode_rule(request: GenerateRequest, prepared: Prepared, eos_token_ids: Sequence[int]) -> DecodeRule:
+def _decode_rule(params: SamplingParams, echo: Sequence[int], eos_token_ids: Sequence[int], *, echo_given: bool) -> DecodeRule:
     """How the output becomes text. The token that ends a choice is shown only where a stop string would be, too."""
-    params = prepared.params
     ending = {*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)}
     return DecodeRule(
         stop=params.stop,
@@ -226,5 +248,6 @@ def _decode_rule(request: GenerateRequest, prepared: Prepared, eos_token_ids: Se
         skip_special=params.skip_special_tokens,
         min_tokens=params.min_tokens,
         hidden_token_ids=frozenset() if params.include_stop_str_in_output else frozenset(ending),
-        echo_token_ids=prepared.token_ids if request.echo else (),
+        echo_token_ids=echo,
+        echo_given=echo_given,
     )

@@ -7,12 +7,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import Enum
-from struct import pack
 from typing import Literal, Protocol
-from zlib import crc32
 
+from services.router import position as positions
 from services.router.choice import ChoiceText, DecodeRule, Event
 from services.router.decode import Decoder
+from services.router.follow import Source
 from services.router.sequencer import ChoiceLog, Held, Sequencer
 from shared.errors import DeadlineExceeded, InternalError, InvalidRequest, RequestTimeout, RoadtrainError, mapped
 from shared.pb import delivery_pb2, types_pb2
@@ -56,7 +56,10 @@ class Road:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was settled when a request was accepted. `deadline_s` counts from then; prompt_logprobs: they are wanted."""
+    """What was settled when a request was accepted. `deadline_s` counts from then; prompt_logprobs: they are wanted.
+
+    after: how far its client has got, if it came back for the rest.
+    """
 
     model: str
     tenant: str
@@ -65,6 +68,7 @@ class Facts:
     rule: DecodeRule
     deadline_s: float
     prompt_logprobs: bool
+    after: positions.Position | None = None
 
 
 class Generation:
@@ -80,8 +84,17 @@ class Generation:
         self.tenant = facts.tenant
         self.created = facts.created
         self.prompt_token_ids = facts.prompt_token_ids
+        self.waits_for_prompt = facts.prompt_logprobs
+        self.skips_special = facts.rule.skip_special
+        self.is_resumed = facts.after is not None
         self.held = held
+        self.source = Source(held)
         self._road = road
+        # What the client says it has, until what is here was found to agree.
+        self._after = facts.after
+        # Set once its own reader has gone while others still follow.
+        self._left: RoadtrainError | None = None
+        self.draining: asyncio.Task[None] | None = None
         self._loop = loop
         self._choices = [ChoiceText(log, facts.rule, self) for log in held.choices]
         self._offered: list[ChoiceText] = []
@@ -130,23 +143,40 @@ class Generation:
         then cancelled after 60 s.
         """
         try:
-            while True:
-                self._reading_since = None
-                if not self._ready:
-                    self._waiter = self._loop.create_future()
-                    await self._waiter
-                self._ready = False
-                if self._error is not None:
-                    raise self._error
-                batch = self._collect()
-                if batch:
-                    self._reading_since = self._loop.time()
-                    yield batch
-                if self._num_open == 0 and not self._over:
-                    self._retire(Ending.GIVEN)
-                    return
+            while batch := await self._next():
+                if self._left is not None:
+                    raise self._left
+                self._reading_since = self._loop.time()
+                yield batch
+                if self._left is not None:
+                    raise self._left
         finally:
             self._fail(_cancelled(), Ending.DISCONNECT)
+
+    async def _next(self) -> list[Event]:
+        """What comes next, at least one event; empty at the end."""
+        while self._num_open:
+            self._reading_since = None
+            if not self._ready:
+                self._waiter = self._loop.create_future()
+                await self._waiter
+            self._ready = False
+            if self._error is not None:
+                raise self._error
+            if batch := self._collect():
+                return batch
+        if not self._over:
+            self._retire(Ending.GIVEN)
+        return []
+
+    async def _drain(self) -> None:
+        """Reads for those who follow, after its own reader has gone; ends it when they have gone, too."""
+        try:
+            while self.source.watchers and await self._next():
+                pass
+        except RoadtrainError:
+            return
+        self._fail(_cancelled(), Ending.DISCONNECT)
 
     async def cancel(self, why: CancelReason) -> bool:
         """End it now; True if this call ended it. "disconnect": nobody listens. "client": it was asked for, and is final.
@@ -171,15 +201,32 @@ class Generation:
     def position(self) -> str:
         """Event id after what all choices have given: `rid:i0.i1…:h`, h a hash of the ids in hexadecimal."""
         choices = self._choices
+        if self._after is not None:
+            return f"{self.rid}:{'.'.join(map(str, self._after.counts))}:{self._after.crc:08x}"
         if len(choices) == 1:
             return f"{self.rid}:{choices[0].num_given}:{choices[0].crc:08x}"
-        counts = ".".join(str(choice.num_given) for choice in choices)
-        crc = crc32(pack(f"<{len(choices)}I", *(choice.crc for choice in choices)))
-        return f"{self.rid}:{counts}:{crc:08x}"
+        return positions.write(self.rid, [choice.num_given for choice in choices], [choice.crc for choice in choices])
+
+    @property
+    def has_logprobs(self) -> bool:
+        """Log-probabilities were asked for."""
+        return self._choices[0].log.logprobs is not None
+
+    def begun_logprobs(self, index: int) -> types_pb2.Logprobs | None:
+        """Rows of a choice's tokens that the client has from elsewhere; None if there are none."""
+        log = self._choices[index].log
+        return log.logprobs.rows(0, log.sent) if log.logprobs is not None and log.sent else None
+
+    @property
+    def resumed(self) -> frozenset[int]:
+        """Choices whose beginning the client has from elsewhere."""
+        return frozenset(choice.log.index for choice in self._choices if choice.log.sent)
 
     def push(self, choice: ChoiceText) -> None:
         """See choice.Owner."""
         self._road.decoder.push(choice)
+        if self.source.watchers:
+            self.source.tell()
 
     def offer(self, choice: ChoiceText) -> None:
         """See choice.Owner."""
@@ -187,12 +234,15 @@ class Generation:
             choice.offered = True
             self._offered.append(choice)
             self._wake()
+        elif self._after is not None:
+            self._wake()
         if self._reading_since is not None and not self.held.paused and self._num_unread() > PAUSE_TOKENS:
             self._road.sequencer.pause(self.held, True)
 
     def stop(self, log: ChoiceLog, num_tokens: int) -> None:
         """See choice.Owner."""
         self._road.sequencer.stop(log, num_tokens)
+        self.source.tell()
 
     def failed(self, finish: delivery_pb2.Finish) -> None:
         """See choice.Owner."""
@@ -214,7 +264,23 @@ class Generation:
     def _num_unread(self) -> int:
         return sum(len(choice.log.token_ids) - choice.num_given for choice in self._choices)
 
+    def _agrees(self) -> bool:
+        """Whether what is here begins with what the client has; fails if it does not, waits while there is too little."""
+        logs = [choice.log for choice in self._choices]
+        if any(len(log.token_ids) < log.sent and not log.ended for log in logs):
+            return False
+        if self._after is not None and not self._after.agrees([log.token_ids for log in logs]):
+            message = "This answer cannot be continued: made again, its beginning differs from what you have. Ask anew."
+            self._fail(InternalError(message, code="resume_mismatch"), Ending.FAILED)
+            return False
+        for choice in self._choices:
+            choice.skip_sent()
+        self._after = None
+        return True
+
     def _collect(self) -> list[Event]:
+        if self._after is not None and not self._agrees():
+            return []
         offered, self._offered = self._offered, []
         events: list[Event] = []
         for choice in offered:
@@ -233,6 +299,8 @@ class Generation:
         """Whether this was what ended it."""
         if self._over:
             return False
+        if ending is Ending.DISCONNECT and self.source.watchers:
+            return self._leave(error)
         self._error = error
         for choice in self._choices:
             self._road.decoder.forget(choice)
@@ -240,8 +308,18 @@ class Generation:
         self._wake()
         return True
 
+    def _leave(self, error: RoadtrainError) -> bool:
+        """Its own reader goes; it goes on for those who follow. Whether that is news."""
+        if self._left is not None:
+            return False
+        self._left = error
+        self.draining = self._loop.create_task(self._drain(), name="drain")
+        return True
+
     def _retire(self, ending: Ending) -> None:
         self._over = True
+        final = ending in (Ending.CLIENT, Ending.FAILED, Ending.DEAD)
+        self.source.close(self._error if final else None)
         self._deadline.cancel()
         self._prompt_logprobs = self.held.prompt_logprobs
         self._road.ledger.retire(self, ending)

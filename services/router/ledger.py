@@ -6,14 +6,18 @@ A cancel goes to the worker at once and to the queue until it answers. It knows 
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from services.router.archive import Archive
 from services.router.generation import Ending, Generation
 from services.router.reconcile import Act, View, decide, ended_error, view
 from services.router.sequencer import Fate, Held, Sequencer
+from shared import crash
 from shared.errors import InvalidRequest, NotFound, RoadtrainError, Unavailable
 from shared.queue.client import Queue
 from shared.queue.types import Answer, CancelReason, Known, NewRequest, Owner, Record
+from shared.tasks import end_tasks
 
 TOMBSTONE_S = 300.0
 CONFIRM_S = 2.0
@@ -56,6 +60,11 @@ class Ledger:
         self._sequencer = sequencer
         self._queue = queue
         self._router_id = router_id
+        self.archive = Archive()
+        # Sees to an entry whose record names a newer connection; the resumer follows it.
+        self.moved: Callable[[Owed], None] = lambda entry: entry.generation.end(_superseded(), Ending.RELEASED)
+        # Generations whose tokens come from another that this router or another one owes, and what brings them.
+        self.feeds: dict[Generation, asyncio.Task[None]] = {}
         self._tombstones: dict[str, float] = {}
         # Cancelled here, and not yet seen to have ended in the queue.
         self._unsettled: dict[str, Held] = {}
@@ -69,15 +78,38 @@ class Ledger:
         self.cancels.pop(rid, None)
         self._unsettled.pop(rid, None)
         self._tombstones.pop(rid, None)
+        self.archive.drop(rid)
         self.owed[rid] = entry
         self._sequencer.hold(entry.generation.held)
+
+    def open_generations(self) -> list[Generation]:
+        """All that have not ended, owed here or elsewhere."""
+        return [*(entry.generation for entry in self.owed.values()), *self.feeds]
+
+    async def close(self) -> None:
+        """Follows nobody any more."""
+        feeds, self.feeds = list(self.feeds.values()), {}
+        drains = [task for entry in self.owed.values() if (task := entry.generation.draining) is not None]
+        await end_tasks([*feeds, *drains])
+
+    def let_go(self, generation: Generation) -> None:
+        """It is owed by another router: from here on its tokens come from there."""
+        entry = self.owed.get(generation.rid)
+        if entry is not None and entry.generation is generation:
+            del self.owed[generation.rid]
+            self._sequencer.forget(generation.held)
 
     def retire(self, generation: Generation, ending: Ending) -> None:
         """See generation.Ledger."""
         held = generation.held
         entry = self.owed.get(generation.rid)
-        if entry is not None and entry.generation is generation:
-            del self.owed[generation.rid]
+        if entry is None or entry.generation is not generation:
+            if (feed := self.feeds.pop(generation, None)) is not None:
+                feed.cancel()
+            return
+        del self.owed[generation.rid]
+        if ending is Ending.GIVEN:
+            self.archive.keep(entry.request, generation.source)
         if ending is Ending.RELEASED:
             self._sequencer.forget(held)
             return
@@ -87,6 +119,7 @@ class Ledger:
             self._sequencer.finish(held, generation.usage)
             return
         self._sequencer.cancel(held)
+        crash.point("router.cancelled")
         if ending is not Ending.DEAD:
             why: CancelReason = "client" if ending is Ending.CLIENT else "disconnect"
             self._unsettled[held.rid] = held
@@ -134,6 +167,7 @@ class Ledger:
     async def reconcile(self) -> None:
         """Compares everything held with Redis and repairs what differs. Raises Unavailable if it cannot be asked."""
         self._bury_old()
+        self.archive.expire()
         rids = [rid for rid, entry in self.owed.items() if entry.generation.held.attach] + list(self._unsettled)
         for start in range(0, len(rids), READ_AT_ONCE):
             records = await self._queue.read(rids[start : start + READ_AT_ONCE])
@@ -163,7 +197,7 @@ class Ledger:
             case Act.ADOPT_FRESH:
                 await self._adopt(entry, None)
             case Act.SUPERSEDED:
-                generation.end(_superseded(), Ending.RELEASED)
+                self.moved(entry)
             case Act.ENDED if record is not None:
                 generation.end(ended_error(record.reason), Ending.DEAD)
 
@@ -181,7 +215,7 @@ class Ledger:
             case "ok" | "exists":
                 entry.generation.held.attach = answer.attach
             case "superseded":
-                entry.generation.end(_superseded(), Ending.RELEASED)
+                self.moved(entry)
             case _:
                 entry.generation.end(ended_error(answer.reason), Ending.DEAD)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.router.generate import GenerateRequest, Generation
+from shared.pb import types_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,10 @@ class Starter(Protocol):
 
     async def start(self, request: GenerateRequest) -> Generation:
         """See Generator.start."""
+        ...
+
+    async def resume(self, rid: str, after: str, tenant: str) -> tuple[Generation, types_pb2.Shape]:
+        """See Generator.resume."""
         ...
 
     async def cancel(self, rid: str, tenant: str) -> bool:

@@ -20,6 +20,7 @@ from services.router.generation import Road
 from services.router.ledger import Ledger
 from services.router.loops import Contact, Loop
 from services.router.needs import ServedModel
+from services.router.resume import Resumer
 from services.router.revoke import Revoker
 from services.router.sequencer import Sequencer
 from services.router.tokenizer import TokenBytes, Tokenizers
@@ -68,10 +69,12 @@ class Plane:
         self.sequencer = Sequencer()
         self.ledger = Ledger(self.sequencer, self.queue, self._router_id)
         self.revoker = Revoker(self.queue, self._router_id)
-        self.delivery = Delivery(self.sequencer, self.revoker.broke)
+        self.resumer = Resumer(self.ledger, self.queue, self.registry, self._router_id, router.default_deadline_s)
+        self.delivery = Delivery(self.sequencer, self.revoker.broke, self.resumer)
         self.generator = Generator(
             Road(self.sequencer, self.decoder, self.ledger),
             self.ledger,
+            self.resumer,
             self.queue,
             self.tokenizers,
             self.workers,
@@ -115,6 +118,8 @@ class Plane:
         self._server = await rpc.serve(address, [registration], setting="--router.deliver-address")
         try:
             await self._load()
+            # Its ports are shared with other processes: it is sent requests as soon as they are open.
+            await self.workers.refresh()
         except Unavailable as error:
             # It may come yet: until then the router says that it is not ready, and why.
             self.contact.lost(error)
@@ -140,6 +145,7 @@ class Plane:
             await asyncio.wait([loop.task for loop in self._loops], timeout=CLOSE_S)
         await end_tasks([*self._tasks, *(loop.task for loop in self._loops)])
         await self.revoker.close()
+        await self.ledger.close()
         if self._loaded and self.contact.good:
             try:
                 await self.registry.withdraw_router(self._router_id)
@@ -162,14 +168,15 @@ class Plane:
             await self.registry.announce_router(RouterFacts(self._router_id, self._boot_id, self._server.address))
 
     async def _reap(self) -> None:
-        if self._loaded:
-            await self.queue.reap()
+        if self._loaded and (await self.queue.reap()).dead:
+            # Their clients wait for the news.
+            self.contact.returned.set()
 
     async def _watch_readers(self) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
-            for entry in list(self.ledger.owed.values()):
-                entry.generation.check_reader()
+            for generation in self.ledger.open_generations():
+                generation.check_reader()
 
     async def _load_vocabulary(self) -> None:
         while True:

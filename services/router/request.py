@@ -21,6 +21,7 @@ class GenerateRequest:
     `prompt` is a text, token ids, or a chat to render. `echo` gives the prompt's text back before the output.
     `sampling` need not be validated; `seed` and `max_tokens` None leave them to the router.
     `band` is the priority class, 0 (first) to 9. `deadline_ms` counts from acceptance; 0 takes the router's default.
+    `dialect` ("chat" or "completion") and `include_usage` say how a stream is answered, should it be taken up elsewhere.
     `names` maps a field to what this door calls it ({"max_tokens": "max_completion_tokens"}), for error messages.
     """
 
@@ -35,3 +36,5 @@ class GenerateRequest:
     idempotency_key: str | None = None
     trace: types_pb2.TraceContext | None = None
     names: Mapping[str, str] = field(default_factory=dict)
+    dialect: str = "completion"
+    include_usage: bool = False

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from shared import crash
 from shared.pb import delivery_pb2, types_pb2
 
 PROTOCOL_VERSION = 1
@@ -157,6 +158,11 @@ class Held:
             log.sent = num_tokens
 
     @property
+    def num_tokens(self) -> int:
+        """Output tokens accepted, over all choices."""
+        return sum(len(log.token_ids) for log in self.choices)
+
+    @property
     def live(self) -> Link | None:
         """The connection its owner can be spoken to on."""
         return self.bound.link if self.bound is not None and not self.bound.link.closed else None
@@ -217,6 +223,7 @@ class Sequencer:
         """The client was given everything: its owner may book `usage`, and the rid stays as a tombstone."""
         held.usage = usage
         link, binding = held.live, held.bound
+        crash.point("router.given")
         self._bury(held, Fate.FINISHED)
         if link is not None and binding is not None:
             link.out.finished.add(stream=binding.stream, usage=usage)
@@ -264,6 +271,7 @@ class Sequencer:
                 return
             link.streams[claimed.stream] = binding
             held.bound = binding
+            crash.point("router.claimed")
             self._begin(binding)
 
     def _begin(self, binding: Binding) -> None:
@@ -319,6 +327,8 @@ class Sequencer:
                     acked_choices.append(choice)
                     acked_tokens.append(len(log.token_ids))
             at = end
+        if acked_streams:
+            crash.point("router.frames")
         link.out.acks.stream.extend(acked_streams)
         link.out.acks.choice.extend(acked_choices)
         link.out.acks.num_tokens.extend(acked_tokens)

@@ -5,7 +5,7 @@ comments while nothing happens. It knows nothing of what the text means.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ class ChunkWriter:
     """Renders the events of one request whose choices are numbered from `first_choice` on.
 
     logprobs: gives what stands under "logprobs" for a delta, if they were asked for. with_ids: begin each event with the
-    position to resume after.
+    position to resume after. begun: choices that need no opening, because the client has had it.
     """
 
     def __init__(
@@ -82,8 +82,10 @@ class ChunkWriter:
         include_usage: bool = False,
         with_ids: bool = True,
         logprobs: LogprobsOf | None = None,
+        begun: Collection[int] = (),
     ) -> None:
         dialect = answer.dialect
+        self._begun = begun
         self._dialect = dialect
         self._first_choice = first_choice
         self._with_ids = with_ids
@@ -123,7 +125,7 @@ class ChunkWriter:
 
     def _begin_choice(self, choice: int, position: str, parts: list[bytes]) -> bytes:
         prefix = self._choice(choice)
-        if self._dialect.opening:
+        if self._dialect.opening and choice not in self._begun:
             members = self._dialect.opening + b',"logprobs":null,"finish_reason":null}'
             parts += (self._id(position), prefix, members, self._tail)
         self._before_text[choice] = before_text = prefix + self._dialect.before_text

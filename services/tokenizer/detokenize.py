@@ -10,6 +10,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from services.tokenizer.stop_strings import StopStrings
 from shared.errors import InvalidRequest
@@ -37,6 +38,7 @@ class TextStream:
         include_stop: bool = False,
         skipped_ids: frozenset[int] = frozenset(),
         num_prior_chars: int = 0,
+        num_given_tokens: int = 0,
         min_tokens: int = 0,
     ):
         self._table = table
@@ -47,16 +49,19 @@ class TextStream:
         self._decoder = _UTF8(errors="replace")
         self._unfinished = False  # whether the decoder holds the beginning of a character
         self._num_chars = 0  # decoded, held back or not
-        self._num_given = 0  # of those, given or behind a stop string's beginning
+        self._num_released = 0  # of those, not behind a stop string's beginning
+        self._num_whole = 0  # of those, up to the end of a token
+        self._released = ""  # what of them has not been given
         self._skip = num_prior_chars
-        # For each token not wholly given, how many characters must be given for it to be.
-        self._borders: deque[int] = deque()
+        self._num_given_tokens = num_given_tokens
+        # For each token not given, how many characters must be released for it to be.
+        self._borders: deque[float] = deque()
         self.num_fed = 0
         self.ended: Ended | None = None
 
     @property
     def num_tokens(self) -> int:
-        """Output tokens whose text has wholly been given."""
+        """Output tokens whose text has been given: all of it, and nothing of the next ones'."""
         return self.num_fed - len(self._borders)
 
     def prompt(self, token_ids: Iterable[int]) -> str:
@@ -67,13 +72,14 @@ class TextStream:
 
     def feed(self, token_ids: Sequence[int]) -> str:
         """New text for new output tokens; nothing once a stop string has ended the text."""
-        if not (self._searches or self._unfinished or self._borders or self._skip):
+        if not (self._searches or self._unfinished or self._borders or self._skip or self.num_fed < self._num_given_tokens):
             # Nothing is held back and nothing is looked for: plain text, the rule, goes straight through.
             data = b"".join(map(self._bytes, token_ids))
             if data.isascii():
                 self.num_fed += len(token_ids)
                 self._num_chars += len(data)
-                self._num_given += len(data)
+                self._num_released += len(data)
+                self._num_whole = self._num_released
                 return data.decode()
         given: list[str] = []
         for token_id in token_ids:
@@ -82,8 +88,10 @@ class TextStream:
             self.num_fed += 1
             text = self._decoder.decode(self._bytes(token_id))
             self._num_chars += len(text)
+            if self.num_fed <= self._num_given_tokens:
+                self._skip += len(text)
             self._unfinished = bool(self._decoder.getstate()[0])
-            self._borders.append(self._num_chars + self._unfinished)
+            self._add_border(self._unfinished)
             given.append(self._give(self._stops.feed(text) if self.num_fed > self._min_tokens else text))
         return "".join(given)
 
@@ -93,20 +101,39 @@ class TextStream:
             return ""
         text = self._decoder.decode(b"", final=True)
         self._num_chars += len(text)
+        self._add_border(False)
         given = self._give(self._stops.feed(text))
-        return given if self.ended else given + self._give(self._stops.flush())
+        if not self.ended:
+            given += self._give(self._stops.flush())
+        self._borders.clear()
+        return given + self._take(len(self._released))
 
     def _bytes(self, token_id: int) -> bytes:
         if token_id >= len(self._table) or token_id in self._skipped_ids:
             return b""  # Ids beyond the vocabulary are the padding rows of some models' heads.
         return self._table[token_id]
 
+    def _add_border(self, unfinished: bool) -> None:
+        """A token was fed. One that ends within a character is given with the one that completes it."""
+        border = inf if unfinished else self._num_chars
+        index = len(self._borders) - 1
+        while not unfinished and index >= 0 and self._borders[index] == inf:
+            self._borders[index] = border
+            index -= 1
+        self._borders.append(border)
+
     def _give(self, text: str) -> str:
-        self._num_given += len(text)
-        while self._borders and self._borders[0] <= self._num_given:
-            self._borders.popleft()
+        self._num_released += len(text)
+        self._released += text
+        while self._borders and self._borders[0] <= self._num_released:
+            self._num_whole = int(self._borders.popleft())
         if self._stops.hit is not None and self.ended is None:
             self.ended = Ended(self.num_fed, self._stops.hit)
+            return self._take(len(self._released))
+        return self._take(len(self._released) - (self._num_released - self._num_whole))
+
+    def _take(self, num_chars: int) -> str:
+        text, self._released = self._released[:num_chars], self._released[num_chars:]
         if self._skip:
             skipped = min(self._skip, len(text))
             self._skip -= skipped
@@ -171,6 +198,7 @@ class Detokenizer:
             include_stop=opening.include_stop,
             skipped_ids=self._special_ids if opening.skip_special else frozenset(),
             num_prior_chars=opening.num_prior_chars,
+            num_given_tokens=opening.num_given_tokens,
             min_tokens=opening.min_tokens,
         )
         text = stream.prompt(echo) + stream.feed(prior)

@@ -81,6 +81,7 @@ def _sim_runner(config: WorkerConfig) -> Runner:
         step_ms=config.sim_step_ms,
         row_ms=config.sim_step_ms_per_seq,
         prefill_tokens_per_s=config.sim_prefill_tokens_per_s,
+        poison_token=config.sim_poison_token,
     )
     return SimRunner(spec)
 

@@ -3,6 +3,7 @@
 It knows nothing of connections, leases or of the engine's state.
 """
 
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from shared.queue.payload import open_sealed
 from shared.queue.types import Claim
 from shared.sampling import SamplingParams, from_proto
 
+# Its router tells the client, and ends it here, sooner than this.
+DEADLINE_MARGIN_S = 1.0
 _NOTHING = SamplingParams(seed=0, max_tokens=1)
 
 
@@ -23,13 +26,20 @@ _NOTHING = SamplingParams(seed=0, max_tokens=1)
 class Assignment:
     """One claimed request. waits_since: when its router was last lost sight of, monotonic seconds; None while begun.
 
-    ending: an end is being told to Redis; nothing else is decided about it meanwhile.
+    ending: an end is being told to Redis; nothing else is decided about it meanwhile. expires_at: when the worker ends it
+    by itself, should its router not have done so at its deadline; monotonic seconds.
     """
 
     claim: Claim
     outbound: Outbound
     waits_since: float | None
     ending: bool = False
+    expires_at: float = math.inf
+
+    @property
+    def is_suspect(self) -> bool:
+        """It must run alone: it is not yet past the token at which its last worker died."""
+        return self.claim.solo and not self.outbound.ended and self.outbound.num_tokens <= self.claim.died_at
 
     @property
     def rid(self) -> str:
@@ -44,14 +54,15 @@ def accept(claim: Claim, keys: Sequence[bytes], limits: RunnerLimits, now_s: flo
     """
     payload = open_sealed(claim.payload, claim.rid, keys)
     key = (claim.rid, claim.epoch)
+    expires_at = math.inf if claim.deadline_ms_left is None else now_s + claim.deadline_ms_left / 1000 + DEADLINE_MARGIN_S
     try:
         prompt, params = _judge(payload, limits)
     except InvalidRequest as error:
         outbound = Outbound.of(Work(key, (), _NOTHING), router=claim.router, attach=claim.attach)
         outbound.fail(error)
-        return Assignment(claim, outbound, now_s)
+        return Assignment(claim, outbound, now_s, expires_at=expires_at)
     work = Work(key, prompt, params, salt=payload.cache_salt, band=claim.band, tag=claim.tag)
-    return Assignment(claim, Outbound.of(work, router=claim.router, attach=claim.attach), now_s)
+    return Assignment(claim, Outbound.of(work, router=claim.router, attach=claim.attach), now_s, expires_at=expires_at)
 
 
 def _judge(payload: types_pb2.Payload, limits: RunnerLimits) -> "tuple[array[int], SamplingParams]":

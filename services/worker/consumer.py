@@ -17,6 +17,7 @@ from services.worker.delivery import Delivery
 from services.worker.engine.engine import Delta, Engine
 from services.worker.engine.step import RunnerLimits
 from services.worker.outbound import Outbound, accepted_ids
+from shared import crash
 from shared.errors import Unavailable
 from shared.pb import delivery_pb2, types_pb2
 from shared.queue.client import Queue
@@ -140,13 +141,17 @@ class Consumer:
         """One claim; whether another may find more."""
         stats = self._engine.stats()
         num = min(CLAIM_AT_ONCE, stats.room)
-        alone = any(assignment.claim.solo for assignment in self.held.values())
+        alone = any(assignment.is_suspect for assignment in self.held.values())
         if num < 1 or alone or self.draining or self._loop.time() < self._claim_after:
             return False
         await asyncio.sleep(YIELD_S * stats.running / (stats.running + stats.room))
         # Twice what is free: few requests use all the tokens they may.
         most = 2 * stats.free_blocks * self._limits.block_size
-        claims = await self._queue.claim(self._owner, num, solo=not self.held, lease_ms=self._lease_ms, max_cost=most)
+        # What only waits for its router, up to half a minute, runs no more: it must not keep others from running alone.
+        empty = all(assignment.outbound.ended for assignment in self.held.values())
+        claims = await self._queue.claim(self._owner, num, solo=empty, lease_ms=self._lease_ms, max_cost=most)
+        if claims:
+            crash.point("worker.claimed")
         for claim in claims:
             if self.draining:
                 await self._queue.release(self._owner, claim.rid, claim.epoch)
@@ -194,6 +199,7 @@ class Consumer:
     # From the engine.
 
     def _deliver(self, deltas: list[Delta]) -> None:
+        crash.point("worker.step")
         for delta in deltas:
             assignment = self.held.get(delta.work.key[0])
             if assignment is None or assignment.outbound.work is not delta.work:
@@ -215,6 +221,7 @@ class Consumer:
             self._claim_after = self._loop.time() + MISMATCH_PAUSE_S
             self._end(assignment, self._release(assignment, 0))
             return
+        crash.point("worker.begun")
         assignment.waits_since = None
         differs = outbound.begin(accepted_ids(begin))
         if outbound.failure is not None:
@@ -265,7 +272,9 @@ class Consumer:
 
     async def _finish(self, assignment: Assignment, outcome: Outcome, usage: types_pb2.Usage, reason: str) -> None:
         outbound = assignment.outbound
+        crash.point("worker.finishing")
         answer = await self._tell(assignment.claim, outbound.attach, outcome, usage.SerializeToString(), reason)
+        crash.point("worker.finished")
         if answer.verdict != "moved" or self._of(outbound) is None:
             logger.info("ended", extra={"rid": assignment.rid, "outcome": outcome, "verdict": answer.verdict, "reason": reason})
             self._drop(assignment)
@@ -278,6 +287,7 @@ class Consumer:
     async def _release(self, assignment: Assignment, floor: int) -> None:
         """Drops the sequence and hands the request back; if Redis cannot be asked now, the lease runs out by itself."""
         self._drop(assignment)
+        crash.point("worker.releasing")
         try:
             await self._queue.release(self._owner, assignment.rid, assignment.claim.epoch, floor)
         except Unavailable as error:
@@ -318,6 +328,7 @@ class Consumer:
             try:
                 renewals = await self._queue.renew(self._owner, lines, lease_ms=self._lease_ms)
                 self._redis_answered()
+                crash.point("worker.renewed")
                 for assignment, line, renewal in zip(asked, lines, renewals, strict=True):
                     self._judge(assignment, line, renewal)
             except Unavailable as error:
@@ -339,6 +350,9 @@ class Consumer:
         now = self._loop.time()
         for assignment in list(self.held.values()):
             outbound = assignment.outbound
+            if now > assignment.expires_at and not assignment.ending:
+                self._engine.cancel(outbound.work.key)
+                self._end(assignment, self._finish(assignment, "failed", outbound.usage(), "deadline"))
             if assignment.ending or outbound.begun:
                 continue
             if assignment.waits_since is None:

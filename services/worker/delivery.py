@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import grpc
 
 from services.worker.outbound import Message, Outbound
+from shared import crash
 from shared.pb import delivery_pb2, delivery_pb2_grpc, types_pb2
 from shared.queue.types import Owner
 from shared.rpc import connect
@@ -214,6 +215,7 @@ class Link:
             body = message.whole()
             if body is not None:
                 await call.write(body)
+                crash.point("worker.sent")
 
     def _message(self) -> Message:
         """All that can be said now, of all assignments, up to a message's size."""

@@ -9,6 +9,8 @@ It knows nothing of torch, text or weights.
 """
 
 import hashlib
+import os
+import signal
 import time
 from array import array
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ class SimSpec:
 
     A step of `rows` rows of which `tokens` tokens are owed beyond one each takes
     step_ms + rows * row_ms + tokens / prefill_tokens_per_s * 1000 milliseconds; prefill_tokens_per_s 0 is free.
+    A prompt that holds poison_token ends the process at once, as a fault in a kernel would.
     """
 
     num_blocks: int = 4096
@@ -41,6 +44,7 @@ class SimSpec:
     step_ms: float = 0.0
     row_ms: float = 0.0
     prefill_tokens_per_s: float = 0.0
+    poison_token: int | None = None
 
     def limits(self) -> RunnerLimits:
         """The same as the engine wants it."""
@@ -172,6 +176,8 @@ class SimRunner:
     def _start(self, start: Start) -> None:
         if start.seq_id in self._known:
             raise KvViolation(f"sequence {start.seq_id} started twice")
+        if self.spec.poison_token in start.prompt:
+            os.kill(os.getpid(), signal.SIGKILL)
         source = _Source.of(self.spec, start.prompt, start.params, start.choice)
         self._known[start.seq_id] = _Known(source, len(start.prompt), [*start.prompt, *start.output])
 

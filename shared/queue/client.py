@@ -20,6 +20,7 @@ from shared.queue.types import (
     Answer,
     CancelReason,
     Claim,
+    Found,
     Held,
     Known,
     Limits,
@@ -119,9 +120,12 @@ class Queue:
             for line, (verdict, router, attach) in zip(held, reply, strict=True)
         ]
 
-    async def revoke(self, router_id: str, rid: str, owner: Owner, epoch: int) -> Answer:
-        """The stream to that owner broke and was not re-dialled: its lease ends now. "refused" if it is not the owner."""
-        return _answer(await self._run("revoke", rid, router_id, owner, epoch))
+    async def revoke(self, router_id: str, rid: str, owner: Owner, epoch: int, progress: int = 0) -> Answer:
+        """The stream to that owner broke and was not re-dialled: its lease ends now. "refused" if it is not the owner.
+
+        progress: output tokens over all choices that this router has.
+        """
+        return _answer(await self._run("revoke", rid, router_id, owner, epoch, progress))
 
     async def release(self, owner: Owner, rid: str, epoch: int, floor: int = 0) -> Answer:
         """Hands a request back to the front of the queue; floor is the epoch of a Fenced answer. Else "refused"."""
@@ -210,6 +214,25 @@ class Queue:
         reply = await self._run("read", *rids)
         return {rid: _record(rid, line) for rid, line in zip(rids, reply, strict=True)}
 
+    async def look(self, rid: str) -> Found | None:
+        """Everything of one record, for a client that has only its rid; None if there is none."""
+        reply = await self._run("look", rid)
+        return _found(rid, reply) if reply else None
+
+    async def dead(self) -> list[tuple[str, float]]:
+        """The dead letters: rid and when it died, seconds since 1970, oldest first."""
+        async with self._asking():
+            found = await cast(Any, self._redis.zrange(self.prefix + "dead", 0, -1, withscores=True))
+        return [(rid.decode(), at / 1e6) for rid, at in found]
+
+    async def pardon(self, rid: str) -> Answer:
+        """A dead letter may run again, once its client comes back with its key or its rid. "refused" if it is none."""
+        return _answer(await self._run("pardon", rid, self.timings.retain_ms))
+
+    async def discard(self, rid: str) -> Answer:
+        """A dead letter and its prompt are gone. "refused" if it is none."""
+        return _answer(await self._run("discard", rid))
+
     async def measure(self) -> Load:
         """What waits, and how fast workers take it."""
         async with self._asking():
@@ -273,6 +296,23 @@ def _claim(line: list[bytes]) -> Claim:
         died_at=int(died_at),
         solo=solo == b"1",
     )
+
+
+def _found(rid: str, reply: list[Any]) -> Found:
+    answer = _answer(reply[0])
+    tenant, payload, digest, cost, band, left, warm_key, crashes, revivable = reply[1:]
+    request = NewRequest(
+        rid=rid,
+        router_id=answer.router,
+        tenant=tenant.decode(),
+        payload=payload,
+        digest=digest.decode(),
+        num_tokens=int(cost),
+        band=int(band),
+        deadline_ms=None if left == b"-1" else int(left),
+        warm_key=bytes.fromhex(warm_key.decode()) or None,
+    )
+    return Found(answer, request, int(crashes), revivable == b"1")
 
 
 def _record(rid: str, line: list[bytes | None]) -> Record | None:

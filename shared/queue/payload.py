@@ -55,7 +55,7 @@ def open_sealed(sealed: bytes, rid: str, keys: Sequence[bytes]) -> types_pb2.Pay
 
 
 def digest(payload: types_pb2.Payload) -> str:
-    """SHA-256 in hex of what was asked: all but the trace and the version.
+    """SHA-256 in hex of what was asked: all but the trace, the version, and how it is answered.
 
     Two requests under one idempotency key must agree in it, so take it before drawing a seed nobody gave.
     """
@@ -63,6 +63,7 @@ def digest(payload: types_pb2.Payload) -> str:
     asked.CopyFrom(payload)
     asked.ClearField("trace")
     asked.ClearField("version")
+    asked.ClearField("shape")
     return hashlib.sha256(asked.SerializeToString(deterministic=True)).hexdigest()
 
 

@@ -12,7 +12,22 @@ from typing import Any, cast
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-NAMES = ("put", "claim", "renew", "revoke", "release", "finish", "cancel", "adopt", "reap", "seen", "read")
+NAMES = (
+    "put",
+    "claim",
+    "renew",
+    "revoke",
+    "release",
+    "finish",
+    "cancel",
+    "adopt",
+    "reap",
+    "seen",
+    "read",
+    "look",
+    "pardon",
+    "discard",
+)
 _FOLDER = Path(__file__).parent / "lua"
 
 

@@ -202,6 +202,16 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """One whole record. request.payload is b"" where Redis knows only that it ended; its deadline is the time left."""
+
+    answer: Answer
+    request: NewRequest
+    crashes: int
+    revivable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """How much waits in this shard's queue and how fast it is claimed."""
 

@@ -44,6 +44,22 @@ async def test_a_child_that_says_so_is_not_started_again() -> None:
     await supervisor.stop()
 
 
+async def test_a_child_that_started_once_is_started_again_whatever_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that comes back while Redis is away must not take the whole system with it."""
+    monkeypatch.setattr(supervise, "FIRST_BACKOFF_S", 0.01)
+    file = tmp_path / "starts"
+    code = f"""
+        open({str(file)!r}, 'a').write('x\\n')
+        raise SystemExit({EXIT_CONFIG} if open({str(file)!r}).read().count('x') == 2 else 3)
+    """
+    supervisor = Supervisor()
+    await supervisor.add(child("back too soon", code))
+    await until(lambda: len(lines(file)) >= 3)
+    await supervisor.stop()
+
+
 async def test_children_end_in_order_and_a_deaf_one_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "ends"
     polite = f"""

@@ -185,3 +185,21 @@ def test_time_is_linear() -> None:
 
     seconds(1000)
     assert seconds(20_000) / seconds(10_000) < 3
+
+
+def test_text_is_given_by_whole_tokens_and_can_be_taken_up_at_any() -> None:
+    """At each count of tokens given, a stream that is told so gives exactly the rest, whatever it held back there."""
+    ids = [*b"xab", *"aé".encode(), *b"aabc", *"é€".encode(), *b"abab"]
+
+    def feed(stream: TextStream, step: int) -> list[tuple[str, int]]:
+        given = [(stream.feed(ids[at : at + step]), stream.num_tokens) for at in range(0, len(ids), step)]
+        return [*given, (stream.flush(), stream.num_tokens)]
+
+    for stops in ([], ["abx", "c€"], ["ababab"]):
+        whole = "".join(text for text, _ in feed(TextStream(TABLE, stops=stops), 1))
+        for step in (1, 2, 5):
+            seen = ""
+            for text, num_tokens in feed(TextStream(TABLE, stops=stops), step):
+                seen += text
+                rest = "".join(text for text, _ in feed(TextStream(TABLE, stops=stops, num_given_tokens=num_tokens), step))
+                assert seen + rest == whole

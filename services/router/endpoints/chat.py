@@ -3,7 +3,7 @@
 from typing import Any
 
 from services.router.accept import chat_request
-from services.router.answers import Choice, DeltaLogprobs, collect, describe, stream, usage_object
+from services.router.answers import Choice, DeltaLogprobs, Opened, collect, describe, start_all, stream, usage_object
 from services.router.exchange import Exchange
 from services.router.front import Front
 from services.router.generate import Generation, TextDelta
@@ -19,7 +19,7 @@ async def chat(exchange: Exchange, front: Front) -> None:
     body, unknown = read(await exchange.read_object(front.config.max_body_bytes), ChatBody)
     exchange.note_ignored(unknown, strict=front.config.strict)
     request = chat_request(body, exchange.caller())
-    logprobs = _delta_logprobs(front.plane.vocabulary) if body.logprobs else None
+    logprobs = delta_logprobs(front.plane.vocabulary) if body.logprobs else None
     if not body.stream:
         generations, choices = await collect(exchange, front, [request], lambda _: logprobs)
         answer = describe(CHAT, generations[0], front.plane.model.fingerprint)
@@ -31,13 +31,17 @@ async def chat(exchange: Exchange, front: Front) -> None:
         return
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
 
-    def make_writer(answer: Answer, index: int, generation: Generation) -> ChunkWriter:
-        return ChunkWriter(answer, include_usage=include_usage, logprobs=logprobs)
+    async def start() -> Opened:
+        generations = await start_all(front.plane.generator, [request])
+        answer = describe(CHAT, generations[0], front.plane.model.fingerprint)
+        return Opened(generations, [ChunkWriter(answer, include_usage=include_usage, logprobs=logprobs)], include_usage)
 
-    await stream(exchange, front, [request], CHAT, make_writer, include_usage)
+    await stream(exchange, front, start)
 
 
-def _delta_logprobs(vocabulary: Vocabulary) -> DeltaLogprobs:
+def delta_logprobs(vocabulary: Vocabulary) -> DeltaLogprobs:
+    """What stands under "logprobs" for a delta."""
+
     def content(event: TextDelta) -> dict[str, Any] | None:
         if event.logprobs is None or not event.token_ids:
             return None

@@ -6,14 +6,14 @@ It knows nothing of tokens beyond their strings, only of OpenAI's shapes.
 from typing import Any
 
 from services.router.accept import completion_requests
-from services.router.answers import Choice, DeltaLogprobs, collect, describe, stream, usage_object
+from services.router.answers import Choice, DeltaLogprobs, Opened, collect, describe, start_all, stream, usage_object
 from services.router.exchange import Exchange
 from services.router.front import Front
-from services.router.generate import GenerateRequest, Generation, TextDelta
+from services.router.generate import Generation, TextDelta
 from services.router.logprobs import CompletionLogprobs, joined, prompt_entries
 from services.router.needs import Vocabulary
 from services.router.schema import CompletionBody, read
-from services.router.sse import COMPLETION, Answer, ChunkWriter
+from services.router.sse import COMPLETION, ChunkWriter
 
 
 async def completions(exchange: Exchange, front: Front) -> None:
@@ -25,20 +25,26 @@ async def completions(exchange: Exchange, front: Front) -> None:
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
 
     def make_logprobs(generation: Generation) -> DeltaLogprobs | None:
-        return None if body.logprobs is None else _delta_logprobs(front.plane.vocabulary, requests[0], generation)
+        return None if body.logprobs is None else delta_logprobs(front.plane.vocabulary, generation, echo=bool(body.echo))
 
-    def make_writer(answer: Answer, index: int, generation: Generation) -> ChunkWriter:
-        return ChunkWriter(
-            answer,
-            first_choice=index * requests[0].sampling.n,
-            include_usage=include_usage,
-            # A position is one request's: where a body became several, there is none to resume after.
-            with_ids=len(requests) == 1,
-            logprobs=make_logprobs(generation),
-        )
+    async def start() -> Opened:
+        generations = await start_all(front.plane.generator, requests)
+        answer = describe(COMPLETION, generations[0], front.plane.model.fingerprint)
+        writers = [
+            ChunkWriter(
+                answer,
+                first_choice=index * requests[0].sampling.n,
+                include_usage=include_usage,
+                # A position is one request's: where a body became several, there is none to resume after.
+                with_ids=len(requests) == 1,
+                logprobs=make_logprobs(generation),
+            )
+            for index, generation in enumerate(generations)
+        ]
+        return Opened(generations, writers, include_usage)
 
     if body.stream:
-        await stream(exchange, front, requests, COMPLETION, make_writer, include_usage)
+        await stream(exchange, front, start)
         return
     generations, choices = await collect(exchange, front, requests, make_logprobs)
     answer = describe(COMPLETION, generations[0], front.plane.model.fingerprint)
@@ -51,18 +57,25 @@ async def completions(exchange: Exchange, front: Front) -> None:
     await exchange.answer_object(whole)
 
 
-def _delta_logprobs(vocabulary: Vocabulary, request: GenerateRequest, generation: Generation) -> DeltaLogprobs:
-    """What stands under "logprobs" for a delta. With echo a choice's first delta begins with the prompt."""
+def delta_logprobs(vocabulary: Vocabulary, generation: Generation, *, echo: bool) -> DeltaLogprobs:
+    """What stands under "logprobs" for a delta. With echo a choice's first delta begins with the prompt.
+
+    Of a stream that was taken up, what the client has is counted and not given.
+    """
     choices: dict[int, CompletionLogprobs] = {}
 
     def piece(event: TextDelta) -> dict[str, list[Any]] | None:
         choice = choices.get(event.choice)
         parts = []
         if choice is None:
-            choice = CompletionLogprobs(vocabulary, skip_special=request.sampling.skip_special_tokens)
+            choice = CompletionLogprobs(vocabulary, skip_special=generation.skips_special)
             choices[event.choice] = choice
-            if request.echo:
-                parts.append(choice.prompt(generation.prompt_token_ids, generation.prompt_logprobs))
+            begun = generation.begun_logprobs(event.choice)
+            if echo:
+                prompt = choice.prompt(generation.prompt_token_ids, generation.prompt_logprobs)
+                parts += [] if generation.is_resumed else [prompt]
+            if begun is not None:
+                choice.output(begun)
         if event.logprobs is not None and event.token_ids:
             parts.append(choice.output(event.logprobs))
         return joined(parts)

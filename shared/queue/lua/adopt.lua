@@ -19,6 +19,11 @@ if not is_active(r.state) then
     redis.call('HSET', P .. 'r:' .. rid, 'payload', payload)
     for _, name in ipairs({'band', 'cost', 'digest', 'warm_key', 'deadline', 'tag'}) do names[#names + 1] = name end
   end
+  -- Its time was up to its end; being made again it has a new one.
+  if r.state == 'done' and r.deadline > 0 and deadline_ms ~= '0' then
+    r.deadline = NOW + tonumber(deadline_ms) * 1000
+    names[#names + 1] = 'deadline'
+  end
   r.epoch, r.reason, r.revivable = fresh(r.epoch), '', 0
   for _, name in ipairs({'epoch', 'reason', 'revivable'}) do names[#names + 1] = name end
 end

@@ -51,11 +51,19 @@ class FakeGeneration:
         self.go_on = asyncio.Event()
         self.counts = [0] * request.sampling.n
         top = request.sampling.num_prompt_logprobs
+        self.waits_for_prompt = top is not None
+        self.skips_special = request.sampling.skip_special_tokens
+        self.is_resumed = False
+        self.has_logprobs = request.sampling.num_logprobs is not None
+        self.resumed: frozenset[int] = frozenset()
         self.prompt_logprobs = None if top is None else columns(self.prompt_token_ids[1:], top)
 
     @property
     def usage(self) -> types_pb2.Usage:
         return types_pb2.Usage(num_prompt_tokens=self.num_prompt_tokens, num_cached_tokens=1, num_output_tokens=sum(self.counts))
+
+    def begun_logprobs(self, choice: int) -> None:
+        return None
 
     def position(self) -> str:
         return f"{self.rid}:{'.'.join(map(str, self.counts))}:00000000"
@@ -104,6 +112,7 @@ class FakePlane:
 
     def __init__(self) -> None:
         self.generations: list[FakeGeneration] = []
+        self.resumed_after = ""
         self.started = asyncio.Event()
         self.generator = self
         self.vocabulary = FakeVocabulary()
@@ -125,6 +134,14 @@ class FakePlane:
         self.generations.append(generation)
         self.started.set()
         return generation
+
+    async def resume(self, rid: str, after: str, tenant: str) -> tuple[FakeGeneration, types_pb2.Shape]:
+        for generation in self.generations:
+            if generation.rid == rid and tenant == generation.request.tenant:
+                self.resumed_after = after
+                shape = types_pb2.Shape(dialect=generation.request.dialect, include_usage=generation.request.include_usage)
+                return FakeGeneration(generation.request, int(rid[6:])), shape
+        raise NotFound("There is no such stream.", code="stream_not_found")
 
     async def cancel(self, rid: str, tenant: str) -> bool:
         for generation in self.generations:

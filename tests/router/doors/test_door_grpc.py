@@ -91,7 +91,7 @@ ERRORS = [
     ("Chat", chat("crash"), "INTERNAL", "internal_error", None),
     ("Complete", router_pb2.CompleteRequest(model="tiny"), "INVALID_ARGUMENT", "empty_string", "text"),
     ("Complete", router_pb2.CompleteRequest(model="tiny", token_ids=b"abc"), "INVALID_ARGUMENT", "invalid_value", "token_ids"),
-    ("Resume", router_pb2.ResumeRequest(rid="x"), "UNIMPLEMENTED", "not_implemented", None),
+    ("Resume", router_pb2.ResumeRequest(rid="x"), "NOT_FOUND", "stream_not_found", None),
 ]
 
 

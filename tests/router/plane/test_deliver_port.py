@@ -19,10 +19,17 @@ HELLO = delivery_pb2.Hello(version=1, worker_id="w", boot_id="b", fingerprint="f
 FromWorker = delivery_pb2.FromWorker
 
 
+class Empty:
+    """Nothing to follow."""
+
+    def local(self, rid: str, tenant: str) -> None:
+        return None
+
+
 @asynccontextmanager
 async def port(folder: Path) -> AsyncIterator[tuple[Sequencer, list[Binding], delivery_pb2_grpc.DeliveryStub]]:
     sequencer, broken = Sequencer(), []
-    delivery = Delivery(sequencer, broken.extend)
+    delivery = Delivery(sequencer, broken.extend, Empty())
     server = await rpc.serve(f"unix:{folder}/d", [(delivery_pb2_grpc.add_DeliveryServicer_to_server, delivery)])
     async with rpc.connect(server.address) as channel:
         yield sequencer, broken, delivery_pb2_grpc.DeliveryStub(channel)
@@ -82,6 +89,6 @@ async def test_what_no_worker_may_say(tmp_path: Path, messages: list[FromWorker]
         other.cancel()
 
 
-async def test_following_is_not_offered_yet(tmp_path: Path) -> None:
+async def test_what_is_not_here_cannot_be_followed(tmp_path: Path) -> None:
     async with port(tmp_path) as (_, _, stub):
-        assert await stub.Follow(delivery_pb2.FollowRequest(rid="r", tenant="t")).code() is grpc.StatusCode.UNIMPLEMENTED
+        assert await stub.Follow(delivery_pb2.FollowRequest(rid="r", tenant="t")).code() is grpc.StatusCode.NOT_FOUND

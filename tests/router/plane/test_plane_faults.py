@@ -154,7 +154,7 @@ async def test_a_forgotten_request_is_put_back_and_its_stream_goes_on() -> None:
         check(generation, heard)
 
 
-async def test_the_same_key_is_the_same_request_and_its_newest_client_has_it() -> None:
+async def test_the_same_key_is_the_same_request_and_all_its_clients_have_it() -> None:
     async with rig() as made, plane_of(made) as plane:
         open_seed = SamplingParams(max_tokens=60)
         first = await plane.generator.start(ask(sampling=open_seed, idempotency_key="k"))
@@ -162,18 +162,19 @@ async def test_the_same_key_is_the_same_request_and_its_newest_client_has_it() -
         await first_tokens(first, heard, 5)
         second = await plane.generator.start(ask(sampling=open_seed, idempotency_key="k"))
         assert second.rid == first.rid
-        with pytest.raises(InvalidRequest) as caught:
-            await following
-        assert caught.value.code == "stream_superseded"
         (again,) = await listen(second)
+        await following
         assert len(again.token_ids) == 60
-        assert again.token_ids[: len(heard[0].token_ids)] == heard[0].token_ids
+        assert (again.token_ids, again.text, again.end) == (heard[0].token_ids, heard[0].text, heard[0].end)
+        assert plane.generator._resumer.local(first.rid, "t")
+        (late,) = await listen(await plane.generator.start(ask(sampling=open_seed, idempotency_key="k")))
+        assert (late.token_ids, late.text) == (again.token_ids, again.text)
         with pytest.raises(InvalidRequest) as caught:
             await plane.generator.start(ask(prompt="Another", sampling=open_seed, idempotency_key="k"))
         assert caught.value.code == "idempotency_key_reused"
 
 
-async def test_a_key_used_at_another_router_takes_the_stream_there() -> None:
+async def test_a_key_used_at_another_router_follows_the_stream_there() -> None:
     async with rig() as made, plane_of(made, "r0") as near, plane_of(made, "r1") as far:
         request = ask(sampling=SamplingParams(max_tokens=800), idempotency_key="k")
         first = await near.generator.start(request)
@@ -181,16 +182,75 @@ async def test_a_key_used_at_another_router_takes_the_stream_there() -> None:
         await first_tokens(first, heard, 5)
         second = await far.generator.start(request)
         moved, following_there = follow(second)
-        await near.ledger.reconcile()
-        with pytest.raises(InvalidRequest) as caught:
-            await following
-        assert caught.value.code == "stream_superseded"
-        await following_there
+        await asyncio.gather(following, following_there)
         assert len(moved[0].token_ids) == 800
-        assert moved[0].token_ids[: len(heard[0].token_ids)] == heard[0].token_ids
+        assert (moved[0].token_ids, moved[0].text) == (heard[0].token_ids, heard[0].text)
         record = (await far.queue.read([second.rid]))[second.rid]
         assert record is not None
-        assert record.router == "r1"
+        assert record.router == "r0"
+
+
+async def test_the_first_client_may_go_while_another_follows_and_the_last_one_ends_it() -> None:
+    async with rig() as made, plane_of(made, "r0") as near, plane_of(made, "r1") as far:
+        request = ask(sampling=SamplingParams(max_tokens=1500), idempotency_key="k")
+        first = await near.generator.start(request)
+        heard, following = follow(first)
+        await first_tokens(first, heard, 5)
+        second = await far.generator.start(request)
+        there, following_there = follow(second)
+        await first_tokens(second, there, 5)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await first.cancel("disconnect")
+        seen = len(there[0].token_ids)
+        await first_tokens(second, there, seen + 50)
+        following_there.cancel()
+        await asyncio.gather(following_there, return_exceptions=True)
+        async with asyncio.timeout(2):
+            while near.ledger.owed or made.workers[0].consumer.held:
+                await asyncio.sleep(0.01)
+
+
+async def test_whoever_follows_goes_on_when_the_owner_is_gone() -> None:
+    async with rig() as made, plane_of(made, "r1") as far:
+        async with plane_of(made, "r0") as near:
+            request = ask(sampling=SamplingParams(max_tokens=700, seed=3), idempotency_key="k")
+            first = await near.generator.start(request)
+            heard, following = follow(first)
+            await first_tokens(first, heard, 5)
+            second = await far.generator.start(request)
+            there, following_there = follow(second)
+            await first_tokens(second, there, 5)
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        async with asyncio.timeout(10):
+            await following_there
+        expected, _ = expected_tokens(SPEC, second.prompt_token_ids, SamplingParams(seed=3, max_tokens=700))
+        assert there[0].token_ids == expected
+        assert there[0].text == text_of(expected)
+
+
+async def test_another_tenant_s_stream_is_like_one_that_never_was() -> None:
+    async with rig() as made, plane_of(made, "r0") as near, plane_of(made, "r1") as far:
+        generation = await near.generator.start(ask(sampling=LONG))
+        heard, following = follow(generation)
+        await first_tokens(generation, heard, 5)
+        said = set()
+        for plane in (near, far):
+            for rid, tenant in ((generation.rid, "other"), ("00" + "ef" * 16, "t"), ("..", "t")):
+                with pytest.raises(NotFound) as caught:
+                    await plane.generator.resume(rid, "", tenant)
+                said.add((caught.value.message, caught.value.code))
+        assert len(said) == 1
+        assert near.resumer.local(generation.rid, "other") is None
+        position = heard[0].positions[-1]
+        num_given = int(position.split(":")[1])
+        rest, shape = await far.generator.resume(generation.rid, position, "t")
+        events = [event async for batch in rest.events() for event in batch]
+        await following
+        check(generation, heard)
+        assert [token for event in events for token in getattr(event, "token_ids", ())] == heard[0].token_ids[num_given:]
+        assert shape.dialect == "completion"
 
 
 async def test_a_request_its_worker_fails_on_ends_with_the_worker_s_error() -> None:

@@ -104,6 +104,10 @@ class QueueModel:
         cancelled = (record.state, record.owner, record.epoch) == ("cancelled", owner, epoch)
         return "cancelled" if cancelled else "lost"
 
+    def expire_all_of(self, owner: str) -> None:
+        """Its process is gone for sure."""
+        self.expired |= {rid for rid, record in self.records.items() if (record.state, record.owner) == ("running", owner)}
+
     def revoke(self, router: str, rid: str, owner: str, epoch: int) -> str:
         record = self.records.get(rid)
         if record is None:

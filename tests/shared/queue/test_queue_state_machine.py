@@ -197,6 +197,7 @@ class QueueMachine(RuleBasedStateMachine):
         if told:
             self.call(self.queue.exited(old))
             self.model.workers.setdefault(worker, WorkerSeen()).exited = old.boot_id
+            self.model.expire_all_of(str(old))
         self.model.hear(str(self.owner(worker)))
         self.call(self.queue.seen(self.owner(worker)))
 

@@ -199,15 +199,16 @@ async def test_a_suspect_runs_alone(plane: Plane) -> None:
     for boot in ("b1", "b2"):
         owner = Owner("dead", boot)
         claims = await plane.queue.claim(owner, 1, solo=True)
-        await plane.queue.revoke("r0", suspect.rid, owner, claims[0].epoch)
+        await plane.queue.revoke("r0", suspect.rid, owner, claims[0].epoch, 100)
         await plane.queue.reap()
         await plane.queue.exited(owner)
         await plane.queue.reap()
     worker = await plane.worker(spec=SLOW)
     await until(lambda: len(suspect.choices[0]) > 3, suspect)
     other = await plane.put(router, params(), PROMPT)
+    await until(lambda: bool(other.epochs), other)
+    assert len(suspect.choices[0]) > 100, "the other began before the suspect was past the token it died at"
     await until(lambda: suspect.whole, suspect)
-    assert not other.epochs
     assert await state(plane, other, "done") == "done "
     assert not worker.failed
 

@@ -1,0 +1,23 @@
+"""The queue as the command's own processes use it: one short-lived connection. It knows nothing of what is asked of it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis.asyncio import Redis
+
+from shared.config import Settings
+from shared.errors import StartupError
+from shared.queue.client import Queue
+from shared.queue.connection import connect
+
+
+@asynccontextmanager
+async def open_queue(settings: Settings) -> AsyncIterator[tuple[Queue, Redis]]:
+    """The queue of the model that `settings` serve. Raises StartupError without an address, Unavailable when used in vain."""
+    if settings.redis_url is None:
+        raise StartupError("give --redis-url: the address of the Redis that the services share")
+    redis = connect(settings.redis_url)
+    try:
+        yield Queue(redis, model=settings.names[0]), redis
+    finally:
+        await redis.aclose()

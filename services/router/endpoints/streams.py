@@ -1,0 +1,52 @@
+"""GET /v1/streams/{rid}: the rest of a stream whose connection was lost, from any router, in the shape it began with.
+
+Where to go on is the header Last-Event-ID or the query's starting_after: the id of the last event that arrived. It knows
+nothing of who makes the tokens now.
+"""
+
+from urllib.parse import parse_qs
+
+from services.router.answers import Opened, describe, stream
+from services.router.endpoints.chat import delta_logprobs as chat_logprobs
+from services.router.endpoints.completions import delta_logprobs as completion_logprobs
+from services.router.exchange import Exchange
+from services.router.front import Front
+from services.router.generate import Generation
+from services.router.sse import CHAT, COMPLETION, ChunkWriter
+from shared.errors import InvalidRequest
+from shared.pb import types_pb2
+
+
+async def take_up(exchange: Exchange, front: Front) -> None:
+    """Answers with an event stream. Raises RoadtrainError while nothing has been sent."""
+    front.admit()
+    after = _after(exchange)
+    exchange.caller()
+
+    async def start() -> Opened:
+        generation, shape = await front.plane.generator.resume(exchange.path_params["rid"], after, exchange.tenant)
+        return Opened([generation], [_writer(front, generation, shape)], shape.include_usage)
+
+    await stream(exchange, front, start)
+
+
+def _after(exchange: Exchange) -> str:
+    header = exchange.headers.get(b"last-event-id", b"").decode("latin-1")
+    query = parse_qs(exchange.scope["query_string"].decode("latin-1")).get("starting_after", [""])
+    if len(query) > 1 or (header and query[0] and header != query[0]):
+        raise InvalidRequest(
+            "'starting_after' is given twice, or differs from Last-Event-ID; give one of them.",
+            param="starting_after",
+            code="invalid_value",
+        )
+    return header or query[0]
+
+
+def _writer(front: Front, generation: Generation, shape: types_pb2.Shape) -> ChunkWriter:
+    is_chat = shape.dialect == "chat"
+    logprobs = None
+    if generation.has_logprobs:
+        vocabulary = front.plane.vocabulary
+        logprobs = chat_logprobs(vocabulary) if is_chat else completion_logprobs(vocabulary, generation, echo=shape.echo)
+    answer = describe(CHAT if is_chat else COMPLETION, generation, front.plane.model.fingerprint)
+    return ChunkWriter(answer, include_usage=shape.include_usage, logprobs=logprobs, begun=generation.resumed)

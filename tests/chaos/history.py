@@ -1,0 +1,80 @@
+"""What was asked and what clients saw, as plain records that the checkers judge. It knows nothing of how either came about."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shared.sampling import SamplingParams
+
+Outcome = Literal["open", "done", "left", "cancelled", "failed", "given up"]
+"""left: the client hung up; cancelled: it asked for the end; failed: told of an error; given up: waited too long."""
+
+Manner = Literal["stay", "leave", "cancel", "slow"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request. leave and cancel act after `after` tokens; a slow reader rests before each event."""
+
+    number: int
+    door: Literal["grpc", "http"]
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    manner: Manner = "stay"
+    after: int = 0
+
+    @property
+    def key(self) -> str:
+        """Its idempotency key."""
+        return f"chaos-{self.number}"
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One connection to one router. `start`: tokens of each choice the client had before it.
+
+    tokens: ids by choice (gRPC door). positions: (event's rid, counts by choice, hash) in order. text: by choice (HTTP door).
+    ends: (reason, or "" ) by choice. broke: how the connection ended, if not well.
+    """
+
+    router: str
+    start: tuple[int, ...]
+    rid: str = ""
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    text: dict[int, str] = field(default_factory=dict)
+    positions: list[tuple[str, tuple[int, ...], str]] = field(default_factory=list)
+    ends: dict[int, str] = field(default_factory=dict)
+    usage: tuple[int, int] | None = None
+    broke: str = ""
+    asked_to_end: bool = False
+
+
+@dataclass(slots=True)
+class Seen:
+    """All that one client saw of its request. Times are of the monotonic clock, seconds."""
+
+    ask: Ask
+    began_at: float
+    attempts: list[Attempt] = field(default_factory=list)
+    outcome: Outcome = "open"
+    ended_at: float = 0.0
+    error: str = ""
+    refusals: list[str] = field(default_factory=list)
+    unannounced: int = 0
+    gaps: list[tuple[float, float]] = field(default_factory=list)
+    last_at: float = 0.0
+
+    def heard(self, now: float) -> None:
+        """Something arrived; silence of more than a quarter second is kept."""
+        if self.last_at and now - self.last_at > 0.25:
+            self.gaps.append((self.last_at, now))
+        self.last_at = now
+
+
+@dataclass(slots=True)
+class Struck:
+    """One fault: what, when, and what the nemesis says it did."""
+
+    kind: str
+    at: float
+    healed_at: float = 0.0
+    detail: str = ""

@@ -1,0 +1,103 @@
+"""What is left when every client is gone: N5, no leak at rest.
+
+It knows the record's fields and where each service shows its state, and nothing of faults.
+"""
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from services.launcher.supervise import EXIT_CONFIG
+from tests.chaos.cluster import Cluster
+
+INDEXES = ("leases", "waiting", "solo", "parked", "deadlines", "affine")
+# Connections kept for the next request; Redis keeps up to 16 for each process.
+SPARE_FILES = 120
+START_S = 15.0
+
+
+async def leaks(cluster: Cluster) -> list[str]:
+    """Everything that should not be there when nobody asks for anything."""
+    found = []
+    for worker in cluster.names("worker"):
+        status = await cluster.status(worker)
+        if status is None:
+            found.append(f"N5 {worker} does not answer")
+        elif status.num_running or status.num_waiting or status.num_free_blocks != status.num_blocks:
+            taken = status.num_blocks - status.num_free_blocks
+            found.append(f"N5 {worker}: {status.num_running} running, {status.num_waiting} waiting, {taken} blocks taken")
+    for router in cluster.names("router"):
+        page = await cluster.metrics(router)
+        num_open = next(
+            float(line.split()[-1]) for line in page.splitlines() if line.startswith("roadtrain_router_open_requests ")
+        )
+        # The call that asks is one itself.
+        if num_open != 1:
+            found.append(f"N5 {router}: {num_open - 1:.0f} calls open")
+    return found + await _records(cluster)
+
+
+async def _records(cluster: Cluster) -> list[str]:
+    redis = cast(Any, cluster.redis)
+    found = []
+    async for key in redis.scan_iter(match="rt:*", count=1000):
+        _, _, name = key.decode().partition("}:")
+        if not name:
+            continue
+        if name.startswith("r:"):
+            state, owner = await redis.hmget(key, "state", "owner")
+            if state in (b"queued", b"running"):
+                found.append(f"N5 record {name[2:]} is {state.decode()} (owner {(owner or b'').decode()})")
+        elif name in INDEXES or name.startswith("waiting:"):
+            if size := await redis.zcard(key):
+                found.append(f"N5 {name} holds {size}")
+        elif (name.startswith("tenant:") or name == "load") and (num := int(await redis.hget(key, "num") or 0)):
+            found.append(f"N5 {name} counts {num}")
+    return found
+
+
+async def until_quiet(cluster: Cluster, timeout_s: float) -> tuple[list[str], float]:
+    """Waits for rest; what is left of leaks at the end of the wait, and seconds it took."""
+    began_at = time.monotonic()
+    while True:
+        try:
+            found = await leaks(cluster)
+        except (OSError, StopIteration) as error:
+            found = [f"N5 could not look: {error!r}"]
+        waited_s = time.monotonic() - began_at
+        if not found or waited_s > timeout_s:
+            return found, waited_s
+        await asyncio.sleep(0.2)
+
+
+def open_files(pid: int) -> int:
+    """Descriptors a process holds."""
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def resident_mib(pid: int) -> float:
+    """Memory a process holds."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+def grown(cluster: Cluster, before: dict[str, int]) -> list[str]:
+    """Processes that hold many more descriptors than `before`."""
+    found = []
+    for name, service in cluster.services.items():
+        if service.pid is not None and open_files(service.pid) > before.get(name, 0) + SPARE_FILES:
+            found.append(f"N5 {name}: {open_files(service.pid)} open files, {before.get(name, 0)} when it was first ready")
+    return found
+
+
+def crashes(cluster: Cluster) -> list[str]:
+    """Exits nobody caused. A process ends by SIGKILL or in order; while it starts also by SIGTERM, or for want of a Redis."""
+    found = []
+    for name, service in cluster.services.items():
+        for code, ran_s in service.exits:
+            too_early = ran_s < START_S and code in (-signal.SIGTERM, EXIT_CONFIG)
+            if code not in (0, -signal.SIGKILL) and not too_early:
+                found.append(f"{name} exited with {code} after {ran_s:.1f} s; see its log")
+    return found

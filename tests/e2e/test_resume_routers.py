@@ -1,0 +1,211 @@
+"""A router dies with its clients' connections: they come back to another one and get the rest, token for token."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from services.worker.sim import SimSpec, expected_tokens
+from shared.pb import router_pb2, router_pb2_grpc, types_pb2
+from shared.sampling import SamplingParams
+from tests import stack
+from tests.e2e.sse_client import Seen, read, read_through
+from tests.router.plane.rig import text_of
+
+SPEC = SimSpec(vocab_size=49152)
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stack.Stack]:
+    """Two routers behind one port, one worker, slow enough to be met in the middle."""
+    flags = ("--num-routers", "2", "--runner", "sim", "--worker.sim-step-ms", "15", "--router.max-queued-requests", "40")
+    running = stack.start(tmp_path_factory.mktemp("resume"), *flags, "--max-num-seqs", "48")
+    yield running
+    assert running.stop() == 0, running.log.read_text()[-3000:]
+
+
+def client_of(system: stack.Stack) -> httpx.AsyncClient:
+    """A connection of its own each time, so that the kernel chooses the router anew."""
+    return httpx.AsyncClient(base_url=system.url, timeout=60, verify=False)
+
+
+def body_of(index: int, num_tokens: int = 120, **fields: Any) -> dict[str, Any]:
+    prompt = [(index * 977 + at * 31) % 40_000 + 2 for at in range(12 + index)]
+    wanted = {"model": "default", "prompt": prompt, "max_tokens": num_tokens, "seed": index, "ignore_eos": True}
+    return wanted | fields
+
+
+def check(body: dict[str, Any], texts: dict[int, str]) -> None:
+    params = SamplingParams(seed=body["seed"], n=body.get("n", 1), max_tokens=body["max_tokens"])
+    for choice in range(params.n):
+        assert texts[choice] == text_of(expected_tokens(SPEC, body["prompt"], params, choice)[0])
+
+
+async def until_running(streams: list[Seen], num_texts: int) -> None:
+    async with asyncio.timeout(30):
+        while any(len(seen.times) < num_texts and not seen.done for seen in streams):
+            await asyncio.sleep(0.02)
+
+
+async def until_two_routers(system: stack.Stack, before: dict[str, int]) -> None:
+    async with asyncio.timeout(20):
+        while len(system.sockets("deliver")) < 2 or system.children().get("router-1", 0) in (0, before["router-1"]):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_router_killed_under_streams_and_whole_answers(system: stack.Stack) -> None:
+    kinds: list[dict[str, Any]] = [{}, {"n": 2}, {"stop": ["qqqq"]}, {"logprobs": 1}]
+    options = {"stream_options": {"include_usage": True}}
+    streams = [Seen(body_of(index) | kinds[index % 4] | options) for index in range(24)]
+    before = system.children()
+    answers: dict[int, Any] = {}
+
+    async def whole(index: int) -> None:
+        while index not in answers:
+            try:
+                async with client_of(system) as client:
+                    response = await client.post("/v1/completions", json=body_of(index), headers={"idempotency-key": f"w{index}"})
+                    answers[index] = response.json()
+            except httpx.HTTPError:
+                continue
+
+    reading = [asyncio.create_task(read_through(lambda: client_of(system), seen)) for seen in streams]
+    reading += [asyncio.create_task(whole(index)) for index in range(100, 108)]
+    await until_running(streams, 20)
+    os.kill(before["router-1"], signal.SIGKILL)
+    await asyncio.gather(*reading)
+    for seen in streams:
+        assert seen.error is None, seen.error
+        check(seen.body, seen.texts)
+        assert seen.usage is not None
+        assert seen.usage["completion_tokens"] == seen.body["max_tokens"] * seen.body.get("n", 1)
+        assert len(seen.logprobs.get(0, [])) == (120 if "logprobs" in seen.body else 0)
+    for index, answer in answers.items():
+        check(body_of(index), {0: answer["choices"][0]["text"]})
+    cut = [seen for seen in streams if seen.cuts]
+    assert cut, "no stream was at the router that died"
+    print(f"{len(cut)} of {len(streams)} cut, longest gap {max(seen.longest_gap_s for seen in streams):.2f} s")
+    await until_two_routers(system, before)
+
+
+async def test_a_stream_is_read_again_from_anywhere_after_its_end(system: stack.Stack) -> None:
+    """Both routers: the one that has it in its archive, and the one that follows it there."""
+    seen = Seen(body_of(200, 40, n=2, stream_options={"include_usage": True}))
+    async with client_of(system) as client:
+        await read(client, seen)
+    check(seen.body, seen.texts)
+    for _ in range(8):
+        again = Seen(seen.body)
+        again.last_id = seen.last_id
+        async with client_of(system) as client:
+            await read(client, again)
+        assert again.done
+        assert not any(again.texts.values()), "what was given came again"
+        async with client_of(system) as client:
+            response = await client.get(f"/v1/streams/{seen.rid}")
+        replay = Seen(seen.body)
+        for line in response.text.splitlines():
+            replay.take(line)
+        check(seen.body, replay.texts)
+        assert replay.usage == seen.usage
+
+
+async def test_what_cannot_be_taken_up_is_said_plainly(system: stack.Stack) -> None:
+    seen = Seen(body_of(201, 20))
+    async with client_of(system) as client:
+        await read(client, seen)
+        nowhere = await client.get(f"/v1/streams/00{'ab' * 16}")
+        assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "stream_not_found")
+        assert (await client.get("/v1/streams/not-a-rid")).json()["error"]["code"] == "stream_not_found"
+        wrong = await client.get(f"/v1/streams/{seen.rid}?starting_after=nonsense")
+        assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "invalid_event_id")
+        # The right count with another hash: what would follow is not the continuation of what the client has.
+        other = await client.get(f"/v1/streams/{seen.rid}", headers={"last-event-id": f"{seen.rid}:10:deadbeef"})
+        assert "resume_mismatch" in other.text
+        assert "[DONE]" not in other.text
+
+
+async def test_a_key_is_one_generation_for_all_who_ask(system: stack.Stack) -> None:
+    headers = {"idempotency-key": "the same"}
+    streams = [Seen(body_of(300, 80), headers=headers) for _ in range(6)]
+
+    async def one(seen: Seen) -> None:
+        async with client_of(system) as client:
+            await read(client, seen)
+
+    await asyncio.gather(*(one(seen) for seen in streams))
+    assert len({seen.rid for seen in streams}) == 1
+    for seen in streams:
+        assert seen.error is None, seen.error
+        check(seen.body, seen.texts)
+    async with client_of(system) as client:
+        other = await client.post("/v1/completions", json=body_of(301, 80), headers=headers)
+        whole = await client.post("/v1/completions", json=body_of(300, 80), headers=headers)
+    assert (other.status_code, other.json()["error"]["code"]) == (400, "idempotency_key_reused")
+    check(body_of(300, 80), {0: whole.json()["choices"][0]["text"]})
+
+
+async def test_grpc_resumes_the_same_way(system: stack.Stack) -> None:
+    body = body_of(400, 60)
+    packed = b"".join(token.to_bytes(4, "little") for token in body["prompt"])
+    sampling = types_pb2.Sampling(seed=400, max_tokens=60, ignore_eos=True)
+    request = router_pb2.CompleteRequest(model="default", token_ids=packed, options=router_pb2.Options(sampling=sampling))
+    got: list[int] = []
+    rid = position = ""
+    async with grpc.aio.insecure_channel(system.grpc_address) as channel:
+        call = router_pb2_grpc.RouterStub(channel).Complete(request, timeout=60)
+        async for event in call:
+            rid, position = event.begun.rid or rid, event.position
+            got += event.delta.token_ids
+            if len(got) >= 20:
+                break
+        call.cancel()
+    async with grpc.aio.insecure_channel(system.grpc_address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        resume = router_pb2.ResumeRequest(rid=rid, position=position)
+        events = [event async for event in router_pb2_grpc.RouterStub(channel).Resume(resume, timeout=60)]
+    for event in events:
+        got += event.delta.token_ids
+    assert got == expected_tokens(SPEC, body["prompt"], SamplingParams(seed=400, max_tokens=60))[0]
+    assert events[-1].usage.num_output_tokens == 60
+
+
+async def test_overload_is_refused_soon_and_what_was_accepted_is_served(system: stack.Stack) -> None:
+    """48 seats and 40 places to wait: the rest is refused at once, and told when to come again."""
+    refused: list[httpx.Response] = []
+    streams = [Seen(body_of(index, 60)) for index in range(500, 600)]
+
+    async def one(seen: Seen) -> None:
+        async with client_of(system) as client:
+            await read(client, seen)
+
+    reading = [asyncio.create_task(one(seen)) for seen in streams]
+    async with asyncio.timeout(20):
+        while sum(seen.status == 503 for seen in streams) < 3:
+            await asyncio.sleep(0.01)
+    async with client_of(system) as client:
+        for index in range(5):
+            response = await client.post("/v1/completions", json=body_of(900 + index, 5))
+            if response.status_code == 503:
+                refused.append(response)
+    await asyncio.gather(*reading)
+    assert refused
+    assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
+    assert all(response.headers["x-should-retry"] == "true" for response in refused)
+    print(f"refused in {min(response.elapsed.total_seconds() for response in refused) * 1000:.1f} ms")
+    for seen in streams:
+        assert seen.status in (200, 503)
+        if seen.status == 200:
+            check(seen.body, seen.texts)
+
+
+async def test_deadlines_hold_in_the_queue_and_while_decoding(system: stack.Stack) -> None:
+    async with client_of(system) as client:
+        headers = {"x-roadtrain-deadline-ms": "400"}
+        response = await client.post("/v1/completions", json=body_of(700, 4000), headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert response.elapsed.total_seconds() < 1.5
