@@ -47,13 +47,8 @@ class Stack:
 
     def children(self) -> dict[str, int]:
         """Process id of each service by name."""
-        found = {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().decode().split("\0")
-                if f"--config\0{self.folder}/" in "\0".join(words) and "--child" in words:
-                    found[Path(words[words.index("--config") + 1]).stem] = int(entry.name)
-        return found
+        words = {pid: line.split("\0") for pid, line in processes_of(self.folder).items()}
+        return {Path(word[word.index("--config") + 1]).stem: pid for pid, word in words.items() if "--child" in word}
 
     def stop(self, timeout_s: float = 30.0) -> int:
         """Ctrl-C; the exit code. Fails if it does not end in time."""
@@ -65,6 +60,17 @@ class Stack:
             self.process.kill()
             self.process.wait()
             raise AssertionError(f"serve did not end within {timeout_s} s:\n{self.log.read_text()[-3000:]}") from None
+
+
+def processes_of(folder: Path) -> dict[int, str]:
+    """Command lines, words ended by NUL, of the processes that were given a path in `folder`, by process id."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes().decode(errors="replace")
+            if f"{folder}/" in line:
+                found[int(entry.name)] = line
+    return found
 
 
 def free_ports(count: int = 3) -> int:

@@ -1,6 +1,7 @@
 """What a new user does first: ask the default model a question, over every door."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 
@@ -21,6 +22,7 @@ def api(smollm2: Stack) -> Iterator[openai.OpenAI]:
         yield client
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
 def test_curl(smollm2: Stack) -> None:
     body = json.dumps({"model": "default", "messages": MESSAGES, "temperature": 0, "max_tokens": 32})
     command = ["curl", "-sS", f"{smollm2.url}/v1/chat/completions", "-H", "Content-Type: application/json", "-d", body]

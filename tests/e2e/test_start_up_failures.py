@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.launcher.pull import find_or_fetch
-from tests.stack import ROOT, environment, free_ports, roadtrain
+from tests.stack import ROOT, environment, free_ports, processes_of, roadtrain
 
 
 def serve(folder: Path, *flags: str, **variables: str) -> tuple[int, list[str]]:
@@ -25,8 +25,7 @@ def serve(folder: Path, *flags: str, **variables: str) -> tuple[int, list[str]]:
         stdin=subprocess.DEVNULL,
     )
     assert not list(folder.glob("roadtrain-*")), "its folder is still there"
-    left = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True, check=False).stdout
-    assert not left, f"processes are left: {left}"
+    assert not processes_of(folder)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, [line for line in done.stderr.splitlines() if line.startswith("roadtrain")]
 
