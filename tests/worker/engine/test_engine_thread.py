@@ -228,7 +228,8 @@ def test_stats_count_steps_tokens_and_waste(make):
     assert stats.cached_tokens == 96
     assert 0 < stats.step_p50_s <= stats.step_p99_s
     assert stats.stall_limit_s == max(5.0, 10 * stats.step_p99_s)
-    assert 0 < stats.kv_waste < 8 / 112
+    # Weighted by how long each step took, so bounded by the worst step, whichever the machine made long.
+    assert 0 < stats.kv_waste < 16 / 112
     assert stats.num_blocks == stats.free_blocks == 64
 
 
