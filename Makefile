@@ -9,25 +9,30 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --con
 # Compute threads that spin while they wait would fight with the test's other processes for the cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: serve test full chaos soak lint constraints wheels clean
+.PHONY: serve test full warm chaos soak lint constraints wheels clean
 
 serve: $(VENV)/.serve
 	@exec $(BIN)/roadtrain serve $(MODEL) $(ARGS)
 
-test: $(VENV)/.dev lint
+test: $(VENV)/.dev lint warm
 	$(BIN)/python -m pytest -m "not full" $(ARGS)
 	$(BIN)/python -O -m pytest -m "optimized and not full" $(ARGS)
 
-full: $(VENV)/.dev lint
+full: $(VENV)/.dev lint warm
 	$(BIN)/python -m pytest $(ARGS)
 
 # The chaos that `make test` runs, alone.
-chaos: $(VENV)/.dev
+chaos: $(VENV)/.dev warm
 	$(BIN)/python -m pytest -m chaos $(ARGS)
 
 # An hour of random faults; the report is soak/report.md. `make soak ARGS="--minutes 5 --seed 7"` is shorter, and repeats a seed.
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos.soak --minutes 60 $(ARGS)
+
+# The default model fetched and the kernels compiled, so that no test waits for either.
+warm: $(VENV)/.serve
+	@$(BIN)/roadtrain pull >/dev/null
+	@$(BIN)/python -c 'import kernels; from shared.config import cache_dir; kernels.load("cpu", cache_dir() / "kernels")'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
