@@ -18,7 +18,7 @@ from services.worker.outbound import Message, Outbound
 from shared import crash
 from shared.pb import delivery_pb2, delivery_pb2_grpc, types_pb2
 from shared.queue.types import Owner
-from shared.rpc import connect
+from shared.rpc import connect, one_line
 from shared.tasks import end_tasks
 
 PROTOCOL_VERSION = 1
@@ -167,7 +167,7 @@ class Link:
             except TimeoutError:
                 logger.warning("router does not answer", extra={"router": self.router_id, "address": self._address})
             except (grpc.RpcError, asyncio.InvalidStateError, ValueError, IndexError) as error:
-                logger.warning("stream to router broke", extra={"router": self.router_id, "cause": _cause(error)})
+                logger.warning("stream to router broke", extra={"router": self.router_id, "cause": one_line(error)})
             finally:
                 for outbound in self._carried:
                     outbound.detach()
@@ -279,7 +279,3 @@ class Link:
         for stream in message.unknown:
             if (outbound := streams.pop(stream, None)) is not None:
                 outbound.detach()
-
-
-def _cause(error: Exception) -> str:
-    return error.details() or error.code().name if isinstance(error, grpc.aio.AioRpcError) else repr(error)
