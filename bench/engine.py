@@ -21,6 +21,7 @@ from services.worker.engine.scheduler import Scheduler
 from services.worker.engine.sequence import Work
 from services.worker.engine.step import BLOCK_SIZE
 from services.worker.models import build
+from services.worker.runtime.kv_cache import DTYPES
 from services.worker.runtime.runner import KV_DTYPE, ModelRunner
 from shared.config import cache_dir
 from shared.sampling import SamplingParams
@@ -84,8 +85,7 @@ class Bench:
     def decode(self, batch: int, context: int, steps: int) -> Line:
         """`steps` steps of `batch` sequences, around `context` tokens."""
         length = max(1, context - steps // 2 - WARM_STEPS)
-        prompts = batch * length // CHUNK + 1  # the first sequences decode while the last are prefilled
-        times = self._steps(batch, length, prompts + WARM_STEPS + steps + 1)[WARM_STEPS:][:steps]
+        times = self._steps(batch, length, WARM_STEPS + steps + 2)[WARM_STEPS:][:steps]
         step, forward, sample, overhead = (statistics.median(column) for column in zip(*times, strict=True))
         return Line("decode", batch, context, step, batch / step * 1e3, forward, sample, overhead)
 
@@ -101,10 +101,19 @@ class Bench:
     def _steps(self, batch: int, length: int, num_tokens: int, prompt_steps: bool = False) -> list[tuple[float, ...]]:
         """(step, forward, sampling, overhead) of each step in which all decode, or of those of the prompt."""
         scheduler = Scheduler(self.runner.limits, max_num_seqs=batch, max_step_tokens=CHUNK)
-        for index in range(batch):
+        keys = [(str(self._rng.random()), 1) for _ in range(batch)]
+        for index, key in enumerate(keys):
             prompt = [self._rng.randrange(3, self.runner.limits.vocab_size) for _ in range(length)]
             params = replace(self.params, seed=index, max_tokens=num_tokens)
-            scheduler.submit(Work((str(self._rng.random()), 1), prompt, params, tag=float(index)))
+            scheduler.submit(Work(key, prompt, params, tag=float(index)))
+            # Each waits after its first token until all have one: they decode together, at one context.
+            while not prompt_steps and not scheduler.take_deltas():
+                plan = scheduler.schedule()
+                scheduler.finish(plan, self.runner.run(plan.step))
+            if not prompt_steps:
+                scheduler.pause(key)
+        for key in keys:
+            scheduler.resume(key)
         times = []
         while scheduler.lines.running or scheduler.lines.waiting:
             self.forward.take(), self.sampling.take()
@@ -129,7 +138,7 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, nargs="*", default=[512], help="lengths of prompts")
     parser.add_argument("--steps", type=int, default=40, help="decode steps to take the median of")
     parser.add_argument("--compute", choices=("fast", "exact"), default="fast", help="arithmetic")
-    parser.add_argument("--kv-dtype", choices=("float16", "float32"), help="default: float16 if fast, else float32")
+    parser.add_argument("--kv-dtype", choices=DTYPES, help="default: float16 if fast, else float32")
     parser.add_argument("--temperature", type=float, default=0.8, help="of sampling; 0: greedy")
     parser.add_argument("--top-p", type=float, default=0.95, help="of sampling")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="compute threads")

@@ -17,7 +17,8 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, 
 import kernels
 from bench import kernels_fast
 from bench.roofline import Roofline, measure, shortest
-from kernels.build import library
+from kernels.kv_write.layout import KINDS, empty
+from kernels.kv_write.reference import kv_write
 from kernels.matmul.formats import FORMATS, row_bytes
 from kernels.sample.params import SampleParams
 from shared import config
@@ -134,17 +135,16 @@ def attention(bench: Bench) -> None:
         shaped = q.view(rows, queries, 9, 64).transpose(1, 2)
         theirs = bench.best(lambda _, s=(shaped, k, v), c=causal: scaled_dot_product_attention(*s, is_causal=c, enable_gqa=True))
         pairs = rows * (queries * (queries + 1) / 2 if causal else length)
-        for dtype in (torch.float32, torch.float16):
-            count = max(2, COLD_BYTES // (rows * length * 3 * 64 * 2 * dtype.itemsize))
-            caches = [
-                (torch.randn(rows * blocks, 3, 64, 16).to(dtype), torch.randn(rows * blocks, 3, 16, 64).to(dtype))
-                for _ in range(min(count, 30))
-            ]
+        for dtype in KINDS:
+            first = empty(rows * blocks, 3, 64, dtype)
+            kv_write(*torch.randn(2, rows * blocks * 16, 3, 64), *first, torch.arange(rows * blocks * 16))
+            size = sum(part.nbytes for part in first)
+            caches = [(first[0].clone(), first[1].clone()) for _ in range(min(max(2, COLD_BYTES // size), 30))]
             name = f"attention {rows} x {queries}, ctx {length} {str(dtype)[6:]}"
-            work = (4.0 * 64 * 9 * pairs, float(rows * length * 3 * 64 * 2 * dtype.itemsize))
-            where = (tables, start, lens)
+            work, where = (4.0 * 64 * 9 * pairs, float(size)), (tables, start, lens)
             exact = lambda i, q=q, c=caches, w=where: bench.ops.attention(q, *c[i % len(c)], *w, 0.125)  # noqa: E731
-            bench.line(name, "exact", exact, "fma", work, theirs)
+            if dtype != torch.int8:
+                bench.line(name, "exact", exact, "fma", work, theirs)
             bench.line(name, "fast", bench.fast.attention(q, caches, *where), "fma", work, theirs)
 
 
@@ -196,9 +196,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
-    folder = config.cache_dir() / "kernels"
-    ops, built = kernels.load("cpu", folder), library(folder)
-    bench = Bench(ops, kernels_fast.FastKernels(built, chosen.threads), measure(built, chosen.threads), chosen.seconds)
+    ops = kernels.load("cpu", config.cache_dir() / "kernels")
+    if ops.library is None:
+        parser.error("there are no compiled kernels to measure")
+    fast, limits = kernels_fast.FastKernels(ops.library, chosen.threads), measure(ops.library, chosen.threads)
+    bench = Bench(ops, fast, limits, chosen.seconds)
     print(f"{ops.variant}, {chosen.threads} threads, torch {torch.__version__}; {bench.roofline}")
     print("work, kernels, time, rates, % of the roofline, the same in torch and how many times as long that took")
     for name, run in BENCHES.items():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels.attention.cpu_fast import AttentionArgs
 from kernels.build import Library
+from kernels.kv_write.layout import KINDS
 from kernels.matmul.cpu_fast import GateUpArgs, MatmulArgs, RepackedWeight, repack
 from kernels.norm.cpu_fast import NormArgs, QuantizeArgs
 from kernels.rows import Rows, runner
@@ -64,7 +65,7 @@ class FastKernels:
     def attention(self, q: Tensor, caches: Sequence[tuple[Tensor, Tensor]], tables: Tensor, start: Tensor, lens: Tensor) -> Run:
         count, counter, stride = ctypes.c_int64(len(lens)), ctypes.c_int64(0), ctypes.c_int64(tables.stride(0))
         out = Rows.empty(len(q), q.shape[1] * q.shape[2], ("q8",))
-        shape = (q.shape[1], caches[0][0].shape[1], q.shape[2], int(caches[0][0].dtype == torch.float16), 0, 0.0)
+        shape = (q.shape[1], caches[0][0].shape[1], q.shape[2], KINDS[caches[0][0].dtype], 0, 0.0)
         where = (tables.data_ptr(), ctypes.addressof(stride), start.data_ptr(), lens.data_ptr(), out.struct())
         args = [
             AttentionArgs(

@@ -18,6 +18,7 @@ import uvloop
 from bench import workload
 from bench.load import Window, closed, open_loop
 from bench.measures import Summary, summarize
+from bench.memory import held_by
 from bench.show import COLUMNS, intruder_ratio, latency, median_round, plot, ratio_lines, row
 from bench.wire import Target
 from bench.workload import Ask
@@ -132,6 +133,10 @@ def _conclude(by_server: Mapping[str, Sequence[Summary]], servers: Sequence[Targ
             print(latency(label, spread))
     for other in servers[1:]:
         print("\n".join(ratio_lines(by_server[servers[0].name], by_server[other.name], other.name)))
+    for target in servers:
+        held = held_by(target.base_url)
+        if held is not None:
+            print(f"    {target.name}: {held.total:.0f} MiB held by {len(held.processes)} processes (PSS)")
     if options.intruder:
         for target in servers:
             median, least, most = intruder_ratio(by_server[target.name], by_server[f"{target.name} + intruder"])

@@ -15,7 +15,7 @@ It knows nothing of models, of batches or of who calls.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -23,11 +23,12 @@ from typing import Any
 
 from torch import Tensor
 
+from kernels import build, variants
 from kernels.activation import cpu as activation_cpu
 from kernels.activation import reference as activation_reference
 from kernels.attention import cpu as attention_cpu
 from kernels.attention import reference as attention_reference
-from kernels.build import BuildError, Library, library
+from kernels.build import Library
 from kernels.kv_write import cpu as kv_write_cpu
 from kernels.kv_write import reference as kv_write_reference
 from kernels.matmul import cpu as matmul_cpu
@@ -54,7 +55,7 @@ class Ops:
     """
 
     library: Library | None  # the compiled code, if every op runs from it
-    variant: str  # which code runs, part of the numerics fingerprint: "cpu-avx2", "cpu-portable", "reference"
+    variant: str  # which code runs, part of the numerics fingerprint: "cpu-" and a name of variants.py, or "reference"
     matmul: Callable[[Tensor, Tensor, str, int], Tensor]
     embedding: Callable[[Tensor, Tensor, str, int], Tensor]
     dequantize: Callable[[Tensor, str], Tensor]
@@ -96,21 +97,44 @@ TABLE = {
 def load(device: str, cache_dir: Path, override: Mapping[str, str] = _NO_OVERRIDE) -> Ops:
     """The ops of a device ("cpu"), compiled into cache_dir on first use; override: op -> "reference" or "cpu".
 
-    Without a working compiler every op is the reference, and the log says so.
+    Of the variants for this processor the best that works is taken. Without a working compiler every op is the reference.
+    The log says when it is not the best one.
     """
     if device != "cpu":
         raise ValueError(f"no kernels for device {device!r}; the devices are: cpu")
     wrong = [f"{op}={kind}" for op, kind in override.items() if op not in TABLE or kind not in ("cpu", "reference")]
     if wrong:
         raise ValueError(f"no such kernels: {', '.join(wrong)}")
-    compiled: Library | None = None
-    try:
-        compiled = library(cache_dir)
-    except BuildError as error:
-        _LOG.warning("The slow reference kernels are used: %s", error)
+    compiled = _compiled(cache_dir, variants.here())
     functions: dict[str, Function] = {op: row.reference for op, row in TABLE.items()}
     if compiled is not None:
         functions |= {op: row.cpu(compiled) for op, row in TABLE.items() if override.get(op) != "reference"}
     variant = "reference" if compiled is None else f"cpu-{compiled.variant}"
     changed = "".join(f"+{op}={kind}" for op, kind in sorted(override.items()) if kind == "reference")
     return Ops(library=None if changed else compiled, variant=variant + changed, **functions)
+
+
+def _compiled(cache_dir: Path, names: Sequence[str]) -> Library | None:
+    """The library of the first of these variants that compiles and, if no test has run it, works here; None if none does."""
+    for name in names:
+        try:
+            library = build.library(cache_dir, name)
+        except build.NoCompilerError as error:
+            _LOG.warning("The slow reference kernels are used: %s", error)
+            return None
+        except build.BuildError as error:
+            wrong: str | None = str(error)
+        else:
+            wrong = None if name in variants.TESTED else _fault(library)
+        if wrong is None:
+            return library
+        _LOG.warning("The %s kernels are not used: %s", name, wrong)
+    _LOG.warning("The slow reference kernels are used.")
+    return None
+
+
+def _fault(library: Library) -> str | None:
+    from kernels import selfcheck  # it needs this module whole; most processors never need it
+
+    wrong = selfcheck.fault(library)
+    return None if wrong is None else f"{wrong} comes out wrong on this processor"

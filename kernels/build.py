@@ -19,16 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch  # noqa: F401  its OpenMP runtime must be loaded first
+
+from kernels import variants
 
 _LOG = logging.getLogger(__name__)
 _COMPILERS = ("c++", "g++", "clang++")
-_FLAGS = (
+FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"),
     # No rounding may depend on what the optimiser felt like fusing, and nothing may assume away NaN.
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
-_VARIANTS = {"avx2": ("-mavx2", "-mfma", "-mf16c"), "portable": ()}
 _TIMEOUT_S = 300
 _TYPES: dict[str, Any] = {
     "p": ctypes.c_void_p,
@@ -40,7 +41,7 @@ _TYPES: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A loaded library and the instruction set it was compiled for: "avx2" or "portable"."""
+    """A loaded library and the instruction set it was compiled for, by its name in variants.py."""
 
     variant: str
     symbols: ctypes.CDLL
@@ -56,18 +57,21 @@ class BuildError(RuntimeError):
     """There is no compiler, or it refused the sources; the message says which and what to do."""
 
 
+class NoCompilerError(BuildError):
+    """There is no compiler."""
+
+
 def library(cache_dir: Path, variant: str | None = None) -> Library:
-    """The kernels, compiled into cache_dir if they are not there yet, in the best variant this processor runs unless one
-    is named. Raises BuildError.
+    """The kernels, compiled into cache_dir if they are not there yet, in the best variant for this processor unless one
+    is named. Whether it works on this processor is for the caller to check. Raises BuildError.
 
     Several processes may call this at once: each compiles in a directory of its own and keeps the result whole.
     """
     compiler = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:
-        raise BuildError(f"no C++ compiler ({', '.join(_COMPILERS)}) on PATH: install g++ or clang++")
-    if variant is None:
-        variant = "avx2" if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else "portable"
-    flags = _FLAGS + _VARIANTS[variant]
+        raise NoCompilerError(f"no C++ compiler ({', '.join(_COMPILERS)}) on PATH: install g++ or clang++")
+    variant = variant or variants.here()[0]
+    flags = FLAGS + variants.FLAGS[variant]
     folder = Path(__file__).parent
     sources = sorted((folder / "program.cpp", *folder.glob("*/cpu*.cpp")))
     target = cache_dir / f"kernels-{variant}-{_key(compiler, flags, folder)}.so"
@@ -75,6 +79,8 @@ def library(cache_dir: Path, variant: str | None = None) -> Library:
         return Library(variant, ctypes.CDLL(str(target)))
     with tempfile.TemporaryDirectory(prefix="roadtrain-compiling-") as work:
         built = Path(work) / target.name
+        # A compiler that does not know the instructions says so here, in half a second.
+        _run([compiler, *flags, "-c", str(folder / "probe.cpp"), "-o", str(Path(work) / "probe.o")])
         _compile(compiler, flags, sources, built)
         # Loaded before the folder goes: a cache that is full or read-only costs the next start a compilation, no more.
         loaded = Library(variant, ctypes.CDLL(str(built)))

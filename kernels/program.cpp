@@ -25,6 +25,8 @@ struct Barrier {
             if (spins >= PATIENCE) sched_yield();
 #ifdef ROADTRAIN_AVX2
             else _mm_pause();
+#elif defined(ROADTRAIN_NEON)
+            else asm volatile("yield");
 #endif
         }
     }

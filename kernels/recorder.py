@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kernels.build import Library
+from kernels.kv_write.layout import is_half
 from kernels.matmul.formats import FORMATS
 from kernels.program import Arena, Program, layout
 from kernels.step_ops import KVCache, Norm, Place, Places, Rows, Scores
 from kernels.weight import Linear, Part, Weight
+
+PAGE = 1024  # floats
+APART = 16  # floats, a cache line
 
 
 class NormArgs(ctypes.Structure):
@@ -68,13 +71,13 @@ class TakeArgs(ctypes.Structure):
 class GatedArgs(ctypes.Structure):
     """rt_gated_args of activation/cpu.cpp."""
 
-    _fields_: ClassVar = layout("p:num_rows p:x p:y l:f l:gelu")
+    _fields_: ClassVar = layout("p:num_rows p:x p:y l:x_stride l:f l:gelu")
 
 
 class SoftcapArgs(ctypes.Structure):
     """rt_softcap_args of activation/cpu.cpp."""
 
-    _fields_: ClassVar = layout("p:num_rows p:x l:width f:cap")
+    _fields_: ClassVar = layout("p:num_rows p:x l:stride l:width f:cap")
 
 
 class Recorder:
@@ -116,7 +119,9 @@ class Recorder:
         self.program.add("rt_norm_body", NormArgs(self._rows, *rows, groups, x.shape[-1], norm.eps, add), norm.weight)
 
     def linear(self, x: Rows, linear: Linear) -> Tensor:
-        y = self.arena.empty((self.capacity, sum(part.weight.n for part in linear)))
+        width = sum(part.weight.n for part in linear)
+        # Rows a multiple of a page apart would share one set of every cache: a tile of results pushes out the one before.
+        y = self.arena.empty((self.capacity, width + (APART if width % PAGE == 0 else 0)))[:, :width]
         begin = 0
         for part in linear:
             self._product(x, part, y[:, begin : begin + part.weight.n], None)
@@ -144,7 +149,7 @@ class Recorder:
     def _activate(self, both: Tensor, activation: str) -> Tensor:
         width = both.shape[1] // 2
         y = self.arena.empty((self.capacity, width))
-        args = GatedArgs(self._rows, both.data_ptr(), y.data_ptr(), width, activation == "gelu")
+        args = GatedArgs(self._rows, both.data_ptr(), y.data_ptr(), both.stride(0), width, activation == "gelu")
         self.program.add("rt_gated_body", args)
         return y
 
@@ -153,7 +158,7 @@ class Recorder:
         queries, keys, values = qkv[:, :h], qkv[:, h : h + k], qkv[:, h + k :]
         for x, norm in zip((queries, keys), place.norms or (), strict=False):
             self._norm(x, norm, x)
-        stride, half = qkv.stride(0), cache[0].dtype == torch.float16
+        stride, half = qkv.stride(0), is_half(cache[0])
         table = place.cos_sin
         turned = (queries.data_ptr(), keys.data_ptr(), stride, h, stride, k, d, table.shape[1] // 2)
         self.program.add("rt_rope_body", RopeArgs(self._rows, batch.positions.data_ptr(), table.data_ptr(), *turned), table)
@@ -169,7 +174,7 @@ class Recorder:
         return out
 
     def softcap(self, x: Tensor, cap: float) -> None:
-        self.program.add("rt_softcap_body", SoftcapArgs(self._rows, x.data_ptr(), x.shape[1], cap))
+        self.program.add("rt_softcap_body", SoftcapArgs(self._rows, x.data_ptr(), x.stride(0), x.shape[1], cap))
 
     def set_counts(self, counts: Sequence[int]) -> None:
         """Tokens, sequences and wanted rows of the step that runs next."""

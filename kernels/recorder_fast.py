@@ -11,12 +11,13 @@ from torch import Tensor
 
 from kernels.attention.cpu_fast import AttentionArgs
 from kernels.build import Library
+from kernels.kv_write.layout import KINDS
 from kernels.matmul.cpu_fast import EmbedArgs, GateUpArgs, MatmulArgs, RepackedWeight, repack
 from kernels.norm.cpu_fast import NormArgs, QuantizeArgs
 from kernels.recorder import Recorder
 from kernels.rope.cpu_fast import RopeArgs
+from kernels.rows import GROUP_FIELDS, RowsStruct
 from kernels.rows import Rows as Buffers
-from kernels.rows import RowsStruct
 from kernels.step_ops import KVCache, Norm, Place, Places, Scores
 from kernels.weight import Linear, Part, Weight
 
@@ -47,8 +48,9 @@ class FastRows:
         whole = self.buffers.struct()
         if getattr(whole, form) is None:
             return False
-        for field in ("y", "y_stride") if form == "y" else (form, f"{form}_scale", f"{form}_sum"):
-            setattr(self.target, field, getattr(whole, field))
+        for field, _ in RowsStruct._fields_:
+            if field.startswith(form):
+                setattr(self.target, field, getattr(whole, field))
         return True
 
 
@@ -81,7 +83,8 @@ class FastRecorder(Recorder):
         tiles, out = _tiles(part.weight), y if into is None else into
         bias = None if part.bias is None else part.bias.data_ptr()
         rows = self._in_form(x, tiles.rows_form)
-        args = MatmulArgs(self._rows, tiles.struct(), rows, out.data_ptr(), out.stride(0), bias, into is not None)
+        where = (out.data_ptr(), out.stride(0), bias, into is not None)
+        args = MatmulArgs(self._rows, tiles.struct(), rows, *where, self.program.counter())
         self.program.add("rt_fast_matmul", args, tiles, part.bias)
 
     def gated(self, x: FastRows, gate_up: Linear, activation: str) -> FastRows:
@@ -92,18 +95,19 @@ class FastRecorder(Recorder):
         gate, up = halves
         buffers = self._buffers(gate.n)
         rows = self._in_form(x, gate.rows_form)
-        args = GateUpArgs(self._rows, gate.struct(), up.struct(), rows, RowsStruct(width=gate.n), activation == "gelu")
+        law = (activation == "gelu", self.program.counter())
+        args = GateUpArgs(self._rows, gate.struct(), up.struct(), rows, RowsStruct(width=gate.n), *law)
         self.program.add("rt_fast_gate_up", args, gate, up)
         return FastRows(buffers, args.out)
 
     def attend(self, qkv: Tensor, place: Place, cache: KVCache, batch: Places, scores: Scores) -> FastRows:
         h, k, d = place.num_heads, place.num_kv_heads, place.head_dim
-        stride, half = qkv.stride(0), cache[0].dtype == torch.float16
+        stride, kind = qkv.stride(0), KINDS[cache[0].dtype]
         norms = (None, None) if place.norms is None else tuple(norm.weight.data_ptr() for norm in place.norms)
         eps = 0.0 if place.norms is None else place.norms[0].eps
         tables = (place.cos_sin.data_ptr(), batch.positions.data_ptr(), batch.slots.data_ptr(), qkv.data_ptr(), stride)
         caches = (cache[0].data_ptr(), cache[1].data_ptr())
-        shape = (h, k, d, place.cos_sin.shape[1], half, scores.scale, eps)
+        shape = (h, k, d, place.cos_sin.shape[1], kind, scores.scale, eps)
         args = RopeArgs(self._rows, qkv.data_ptr(), stride, *norms, *tables, *caches, *shape)
         self.program.add("rt_fast_rope", args, place, cache, batch)
         buffers = self._buffers(h * d, quantized=d % 32 == 0)
@@ -111,17 +115,16 @@ class FastRecorder(Recorder):
         rows = (batch.block_tables.data_ptr(), self._stride.data_ptr(), batch.query_start.data_ptr(), batch.seq_lens.data_ptr())
         mixed = AttentionArgs(
             self._count(1), qkv.data_ptr(), stride, *caches, *rows, RowsStruct(width=h * d), self.program.counter(),
-            h, k, d, half, scores.window, scores.softcap, self._scores.data_ptr(), self._scores.numel(),
+            h, k, d, kind, scores.window, scores.softcap, self._scores.data_ptr(), self._scores.numel(),
         )  # fmt: skip
         self.program.add("rt_fast_attention_scores", mixed, self._scores)
         self.program.add("rt_fast_attention", mixed)
         return FastRows(buffers, mixed.out)
 
     def _buffers(self, width: int, *, quantized: bool = True) -> Buffers:
-        def groups(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-            scales = (self.capacity, width // 32)
+        def groups(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
             whole = self.arena.empty((self.capacity, width), dtype)
-            return whole, self.arena.empty(scales), self.arena.empty(scales)
+            return whole, self.arena.empty((self.capacity, width // 32, GROUP_FIELDS))
 
         many = quantized and width % 32 == 0
         y = self.arena.empty((self.capacity, width))

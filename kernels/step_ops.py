@@ -14,7 +14,7 @@ from kernels import Ops
 from kernels.weight import Linear, Weight
 
 Rows: TypeAlias = Any  # activations on their way into a product; only the ops that made them look inside
-KVCache: TypeAlias = tuple[Tensor, Tensor]  # one layer's k_cache and v_cache, laid out as in kernels/kv_write
+KVCache: TypeAlias = tuple[Tensor, Tensor]  # one layer's k_cache and v_cache, laid out as kernels/kv_write/layout.py says
 
 
 @dataclass(frozen=True, slots=True)

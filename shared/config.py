@@ -5,6 +5,7 @@
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -80,11 +81,13 @@ class WorkerConfig(_Section):
     runner: Literal["model", "sim"] = Field("model", description="'sim' computes no model: tokens are a hash of the request.")
     device: Literal["cpu"] = Field("cpu", description="What to compute on.")
     compute: Literal["fast", "exact"] = Field(
-        "exact",
-        description="Arithmetic of matrix products: 'exact' keeps activations in fp32, 'fast' rounds them to 8 or 16 bits.",
+        "fast",
+        description="Arithmetic of matrix products: 'fast' rounds activations to 8 or 16 bits, 'exact' keeps them in fp32.",
     )
-    kv_dtype: Literal["float32", "float16"] | None = Field(
-        None, description="Number format of the KV cache; unset: float16 if compute is fast, float32 if exact."
+    kv_dtype: Literal["float32", "float16", "int8"] | None = Field(
+        None,
+        description="Number format of the KV cache; unset: float16 if compute is fast, float32 if exact. "
+        "int8, for fast alone, takes about half of float16.",
     )
     kv_memory: ByteSize | None = Field(
         None, description="Memory for the KV cache; unset: a quarter of what is free, up to 4 GiB."
@@ -212,6 +215,11 @@ def load(arguments: Sequence[str] = (), *, program: str = "roadtrain") -> Settin
         raise StartupError("; ".join(_explain_value(detail) for detail in error.errors())) from None
 
 
+def load_written(file: Path) -> Settings:
+    """The settings that `serve` wrote into `file` for a process of its own: all of them, so that no other source is asked."""
+    return Settings(**json.loads(file.read_bytes()))
+
+
 def _take_config_flag(arguments: list[str]) -> tuple[list[str], Path | None]:
     """`arguments` without --config FILE, and the file; $ROADTRAIN_CONFIG if there is none."""
     name = os.environ.get(ENV_PREFIX + "CONFIG")
@@ -291,7 +299,8 @@ def child_environment() -> dict[str, str]:
     """The environment for a service that `serve` starts: ours, without settings, since it is given a file of them.
 
     Compute threads sleep while they wait: spinning ones take the cores that the router and its clients need, and make
-    a loaded machine many times slower. gRPC's own notes on connections that end are ours to make.
+    a loaded machine many times slower. gRPC's own notes on connections that end are ours to make. Pydantic looks through
+    everything installed for plugins that we do not have.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX) or name == CRASH_AT}
-    return {"OMP_WAIT_POLICY": "passive", "GRPC_VERBOSITY": "ERROR", **kept}
+    return {"OMP_WAIT_POLICY": "passive", "GRPC_VERBOSITY": "ERROR", "PYDANTIC_DISABLE_PLUGINS": "__all__", **kept}

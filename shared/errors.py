@@ -22,8 +22,6 @@ The table below is the only place where an error meets a status. It knows nothin
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import grpc
-
 
 class RoadtrainError(Exception):
     """An error with the four fields of OpenAI's error object; `code` and `param` may be None."""
@@ -125,7 +123,7 @@ class Mapped:
     """How one class of errors looks from outside."""
 
     http_status: int
-    grpc_status: grpc.StatusCode
+    grpc_status: str  # the name of a grpc.StatusCode
     type: str
     retry: bool
 
@@ -133,19 +131,19 @@ class Mapped:
 _INVALID = "invalid_request_error"
 
 MAPPING: Mapping[type[RoadtrainError], Mapped] = {
-    InvalidRequest: Mapped(400, grpc.StatusCode.INVALID_ARGUMENT, _INVALID, False),
-    Unauthenticated: Mapped(401, grpc.StatusCode.UNAUTHENTICATED, _INVALID, False),
-    PermissionDenied: Mapped(403, grpc.StatusCode.PERMISSION_DENIED, "permission_error", False),
-    NotFound: Mapped(404, grpc.StatusCode.NOT_FOUND, _INVALID, False),
-    MethodNotAllowed: Mapped(405, grpc.StatusCode.UNIMPLEMENTED, _INVALID, False),
-    RequestTimeout: Mapped(408, grpc.StatusCode.DEADLINE_EXCEEDED, "timeout_error", True),
-    TooLarge: Mapped(413, grpc.StatusCode.RESOURCE_EXHAUSTED, _INVALID, False),
-    UnsupportedMediaType: Mapped(415, grpc.StatusCode.INVALID_ARGUMENT, _INVALID, False),
-    RateLimited: Mapped(429, grpc.StatusCode.RESOURCE_EXHAUSTED, "rate_limit_error", True),
-    InternalError: Mapped(500, grpc.StatusCode.INTERNAL, "server_error", True),
-    Quarantined: Mapped(500, grpc.StatusCode.INTERNAL, "server_error", False),
-    Unavailable: Mapped(503, grpc.StatusCode.UNAVAILABLE, "server_error", True),
-    DeadlineExceeded: Mapped(504, grpc.StatusCode.DEADLINE_EXCEEDED, "timeout_error", False),
+    InvalidRequest: Mapped(400, "INVALID_ARGUMENT", _INVALID, False),
+    Unauthenticated: Mapped(401, "UNAUTHENTICATED", _INVALID, False),
+    PermissionDenied: Mapped(403, "PERMISSION_DENIED", "permission_error", False),
+    NotFound: Mapped(404, "NOT_FOUND", _INVALID, False),
+    MethodNotAllowed: Mapped(405, "UNIMPLEMENTED", _INVALID, False),
+    RequestTimeout: Mapped(408, "DEADLINE_EXCEEDED", "timeout_error", True),
+    TooLarge: Mapped(413, "RESOURCE_EXHAUSTED", _INVALID, False),
+    UnsupportedMediaType: Mapped(415, "INVALID_ARGUMENT", _INVALID, False),
+    RateLimited: Mapped(429, "RESOURCE_EXHAUSTED", "rate_limit_error", True),
+    InternalError: Mapped(500, "INTERNAL", "server_error", True),
+    Quarantined: Mapped(500, "INTERNAL", "server_error", False),
+    Unavailable: Mapped(503, "UNAVAILABLE", "server_error", True),
+    DeadlineExceeded: Mapped(504, "DEADLINE_EXCEEDED", "timeout_error", False),
 }
 
 

@@ -248,7 +248,7 @@ class _Reader:
         kind, count = self.unpack("IQ", f"key '{key}'")
         if kind == STRING:
             self.must_hold(count, 8, f"strings in '{key}'")
-            return [self.string(f"key '{key}'") for _ in range(count)]
+            return self.strings(count, f"key '{key}'")
         letter = self.scalar_format(kind, key)
         self.must_hold(count, struct.calcsize("<" + letter), f"numbers in '{key}'")
         return list(self.unpack(f"{count}{letter}", f"key '{key}'"))
@@ -268,6 +268,24 @@ class _Reader:
             return self.data[start:end].decode("utf-8")
         except UnicodeDecodeError:
             self.fail(f"{what} is not UTF-8 at byte {start}")
+
+    def strings(self, count: int, what: str) -> list[Scalar]:
+        """`string` so many times, without a call for each: vocabularies have 100,000 and more."""
+        data, size, position, length_at = self.data, self.size, self.position, struct.Struct("<Q").unpack_from
+        found: list[Scalar] = []
+        try:
+            for _ in range(count):
+                start = position + 8
+                end = start + length_at(data, position)[0]
+                if end > size:
+                    break
+                found.append(data[start:end].decode())
+                position = end
+        except (struct.error, UnicodeDecodeError):
+            pass
+        self.position = position
+        # What is wrong with one of them, if anything is, the slow way says.
+        return found + [self.string(what) for _ in range(count - len(found))]
 
     def unpack(self, letters: str, what: str) -> tuple[int, ...]:
         layout = struct.Struct("<" + letters)

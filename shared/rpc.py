@@ -5,7 +5,6 @@ Settings: DESIGN section 8. An address is host:port or unix:/path. It knows noth
 
 import inspect
 import logging
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -103,18 +102,6 @@ def connect(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
 
 
-def port_is_free(host: str, port: int) -> bool:
-    """Whether nobody listens on host:port; for errors before anything is started."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
 def one_line(exception: BaseException) -> str:
     """What went wrong, for a log line: gRPC's own text is many lines."""
     if isinstance(exception, grpc.aio.AioRpcError):
@@ -128,7 +115,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RoadtrainErr
     if error.retry_after_s is not None:
         trailing.append((RETRY_AFTER_KEY, f"{error.retry_after_s:.3f}"))
     metadata = tuple((key, _printable(value)) for key, value in trailing if value)
-    await context.abort(mapped(error).grpc_status, error.message, metadata)
+    await context.abort(grpc.StatusCode[mapped(error).grpc_status], error.message, metadata)
     raise AssertionError("abort always raises")
 
 

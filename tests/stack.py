@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.config import child_environment
-from shared.rpc import port_is_free
+from shared.ports import port_is_free
 
 ROOT = Path(__file__).resolve().parent.parent
 

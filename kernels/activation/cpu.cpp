@@ -9,15 +9,15 @@ extern "C" {
 
 struct rt_gated_args {
     const int64_t* num_rows;
-    const float* x;  // [T][2 f], gate first
+    const float* x;  // [T][x_stride], gate of f first, then up
     float* y;        // [T][f]
-    int64_t f, gelu;
+    int64_t x_stride, f, gelu;
 };
 
 struct rt_softcap_args {
     const int64_t* num_rows;
-    float* x;  // [T][width], in place
-    int64_t width;
+    float* x;  // [T][stride], in place
+    int64_t stride, width;
     float cap;
 };
 
@@ -51,7 +51,7 @@ void row(const float* gate, const float* up, float* out, int64_t f) {
 EXPORT void rt_gated_body(const void* args, int tid, int nth) {
     const rt_gated_args& a = *(const rt_gated_args*)args;
     for (int64_t t = part(*a.num_rows, tid, nth); t < part(*a.num_rows, tid + 1, nth); t++) {
-        const float* gate = a.x + t * 2 * a.f;
+        const float* gate = a.x + t * a.x_stride;
         (a.gelu ? row<true> : row<false>)(gate, gate + a.f, a.y + t * a.f, a.f);
     }
 }
@@ -60,7 +60,7 @@ EXPORT void rt_gated_body(const void* args, int tid, int nth) {
 EXPORT void rt_softcap_body(const void* args, int tid, int nth) {
     const rt_softcap_args& a = *(const rt_softcap_args*)args;
     for (int64_t t = part(*a.num_rows, tid, nth); t < part(*a.num_rows, tid + 1, nth); t++) {
-        float* x = a.x + t * a.width;
+        float* x = a.x + t * a.stride;
         int64_t i = 0;
         for (; i + 8 <= a.width; i += 8) store(x + i, splat(a.cap) * tanh8(load(x + i) / splat(a.cap)));
         for (; i < a.width; i++) x[i] = (splat(a.cap) * tanh8(splat(x[i]) / splat(a.cap)))[0];
@@ -70,7 +70,7 @@ EXPORT void rt_softcap_body(const void* args, int tid, int nth) {
 namespace {
 
 void run(const float* x, float* y, int64_t t, int64_t f, int gelu, int num_threads) {
-    rt_gated_args args{&t, x, y, f, gelu};
+    rt_gated_args args{&t, x, y, 2 * f, f, gelu};
     in_parallel(rt_gated_body, &args, num_threads, t * f <= 16384);
 }
 

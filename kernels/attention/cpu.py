@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from kernels.build import Library
+from kernels.kv_write.layout import is_half
 
 
 def attention(library: Library) -> Callable[..., Tensor]:
-    """reference.attention; a query's bits do not depend on the chunk or the batch it comes in."""
+    """reference.attention over float32 and float16 caches; a query's bits do not depend on the chunk or the batch it comes in."""
     call = library.function("rt_attention", "plppplpppllllflfii")
 
     def run(
@@ -34,7 +35,7 @@ def attention(library: Library) -> Callable[..., Tensor]:
         out = torch.empty(q.shape)
         rows = (block_tables.data_ptr(), block_tables.stride(0), query_start.data_ptr(), seq_lens.data_ptr())
         shape = (len(seq_lens), heads, k_cache.shape[1], size)
-        law = (scale, window, softcap, k_cache.dtype == torch.float16)
+        law = (scale, window, softcap, is_half(k_cache))
         caches = (k_cache.data_ptr(), v_cache.data_ptr())
         call(q.data_ptr(), q.stride(0), *caches, *rows, out.data_ptr(), *shape, *law, torch.get_num_threads())
         return out

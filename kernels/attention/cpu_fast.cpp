@@ -3,10 +3,12 @@
 // Every sum runs over keys in rising order, one chain per lane (keys 8 apart) or column, so the tile a query shares, the
 // chunk it came in and the thread make no difference. All query heads of a key head read a block together; where more
 // than six queries do, the block is first unpacked to float32. While a block is worked on, the one after is fetched,
-// from keys to values to the next task.
+// from keys to values to the next task. The scales of int8 come in after the scores and before the values: the sums, unpacked
+// or not, are over whole numbers.
 //
 // So few single queries that threads would wait for each other are shared out finer, which changes no sum: the keys of a
 // head in the body before, its columns in this one. It knows nothing of Python: shapes are checked before it is called.
+#include "../kv_write/layout.h"
 #include "../parallel.h"
 #include "../rows.h"
 #include <math.h>
@@ -18,13 +20,13 @@ struct rt_fast_attention_args {
     const int64_t* num_seqs;
     const float* q;  // [T][q_stride]: heads of d, already scaled
     int64_t q_stride;
-    const void *k_cache, *v_cache;  // [num_blocks][kv_heads][d][16], [num_blocks][kv_heads][16][d]
+    const void *k_cache, *v_cache;  // [num_blocks][kv_heads] blocks (layout.h) of [d][16], of [16][d]
     const int32_t* tables;  // [num_seqs][*table_stride]
     const int64_t* table_stride;
     const int32_t *query_start, *seq_lens;  // [num_seqs + 1], [num_seqs]
     rt_rows out;  // width heads d; d a multiple of 32 where it is quantised
     int64_t* counter;  // zero before the body
-    int64_t heads, kv_heads, d, half, window;  // d a multiple of 8; half: 1 for float16 caches; window 0: all
+    int64_t heads, kv_heads, d, kind, window;  // d a multiple of 8; kind of cache: see layout.h; window 0: all
     float softcap;  // 0: none
     float* scores;  // null, or what rt_fast_attention_scores leaves here for rt_fast_attention
     int64_t room;  // floats in scores
@@ -32,15 +34,16 @@ struct rt_fast_attention_args {
 
 }
 
-#ifdef ROADTRAIN_AVX2
+#ifdef ROADTRAIN_FAST
 
 namespace {
 
-constexpr int64_t BLOCK = 16, MOST = 48, STRIP = 6, CHUNK = 4, ROOM = 1 << 16, COLUMNS = 32;
+constexpr int64_t MOST = 48, STRIP = 6, CHUNK = 4, ROOM = 1 << 16, COLUMNS = 32;
 #define EACH(r, count) _Pragma("GCC unroll 12") for (int r = 0; r < count; r++)
 
 INLINE __m256 eight(const float* p) { return _mm256_loadu_ps(p); }
 INLINE __m256 eight(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+INLINE __m256 eight(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
 INLINE void fetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
 // exp(x) for x at most 0, relative error below 2e-7; 0 below -87 (minus infinity included).
@@ -71,7 +74,7 @@ void score(const float* q, int64_t d, const T* const* keys, const T* const* next
     EACH(r, R * B * 2) acc[r] = _mm256_setzero_ps();
     for (int64_t i = 0; i < d; i++) {
         EACH(b, B) {
-            if (sizeof(T) == 4 || i % 2 == 0) fetch(next[b] + i * BLOCK);
+            if (i % (4 / sizeof(T)) == 0) fetch(next[b] + i * BLOCK);
             const __m256 k0 = eight(keys[b] + i * BLOCK), k1 = eight(keys[b] + i * BLOCK + 8);
             EACH(r, R) {
                 const __m256 a = _mm256_broadcast_ss(q + r * d + i);
@@ -96,7 +99,7 @@ void weigh(const float* weights, int64_t stride, const T* const* values, const T
         for (int64_t j = 0; j < end; j++, v += d, ahead += d) {
             __m256 column[W];
             EACH(w, W) {
-                if (w % (sizeof(T) == 4 ? 2 : 4) == 0) fetch(ahead + w * 8);
+                if (w % (8 / sizeof(T)) == 0) fetch(ahead + w * 8);
                 column[w] = eight(v + w * 8);
             }
             EACH(r, R) {
@@ -241,7 +244,7 @@ public:
 
 private:
     const T* block_of(const void* cache, const Task& task, int64_t index) const {
-        return (const T*)cache + (a.tables[task.seq * *a.table_stride + index] * a.kv_heads + task.kv_head) * BLOCK * a.d;
+        return block_at<T>(cache, a.tables[task.seq * *a.table_stride + index] * a.kv_heads + task.kv_head, a.d);
     }
 
     void enter(const Task& task) {
@@ -290,6 +293,16 @@ private:
         return to;
     }
 
+    // The numbers that queries have for the 16 tokens of `block`, times the scales of those tokens, if there are any.
+    void scale(float* rows, const T* block) const {
+        if (!scale_bytes<T>()) return;
+        const v8 low = load(scales_of(block)), high = load(scales_of(block) + 8);
+        for (int64_t i = 0; i < queries; i++, rows += stride) {
+            store(rows, load(rows) * low);
+            store(rows + 8, load(rows + 8) * high);
+        }
+    }
+
     void score_blocks(const Task& task, int64_t from, int64_t to, float* scores) {
         const int64_t pair = queries <= 3 ? 2 : 1;
         for (int64_t b = from; b < to;) {
@@ -300,6 +313,7 @@ private:
                 keys[i] = block_of(a.k_cache, task, first_block + b + i);
                 next[i] = ahead < blocks ? block_of(a.k_cache, task, first_block + ahead)
                                          : block_of(a.v_cache, task, first_block + (ahead - blocks < blocks ? ahead - blocks : 0));
+                if (scale_bytes<T>()) fetch(scales_of(next[i]));
             }
             float* out = scores + b * BLOCK;
             if (queries > STRIP) {
@@ -308,6 +322,7 @@ private:
                     score_strip<float, 1>(queries - i, s.q.data() + i * a.d, a.d, &whole, &nothing, out + i * stride, stride);
             } else if (some == 2) score_strip<T, 2>(queries, s.q.data(), a.d, keys, next, out, stride);
             else score_strip<T, 1>(queries, s.q.data(), a.d, keys, next, out, stride);
+            for (int64_t i = 0; i < some; i++) scale(out + i * BLOCK, keys[i]);
             b += some;
         }
     }
@@ -322,8 +337,10 @@ private:
                 next[i] = b + some + i < blocks ? block_of(a.v_cache, task, first_block + b + some + i) : values[i];
                 if (b + some + i >= blocks && after && i < 2 && a.window == 0 && after->position >= BLOCK * i)
                     next[i] = block_of(a.k_cache, *after, i);
+                if (scale_bytes<T>()) fetch(scales_of(next[i]));
             }
-            const float* weights = s.scores.data() + b * BLOCK;
+            float* weights = s.scores.data() + b * BLOCK;
+            for (int64_t i = 0; i < some; i++) scale(weights + i * BLOCK, values[i]);
             if (queries > STRIP) {
                 const float *whole = unpacked(values[0]), *nothing = whole;
                 for (int64_t i = 0; i < queries; i += STRIP)
@@ -410,18 +427,16 @@ EXPORT void rt_fast_attention_scores(const void* args, int tid, int nth) {
     const rt_fast_attention_args& a = *(const rt_fast_attention_args*)args;
     const Few few(a, nth);
     if (!few.yes) return;
-    if (a.half) score_few<uint16_t>(a, few, tid, nth);
-    else score_few<float>(a, few, tid, nth);
+    with_kind(a.kind, [&](auto number) { score_few<decltype(number)>(a, few, tid, nth); });
 }
 
 EXPORT void rt_fast_attention(const void* args, int tid, int nth) {
     const rt_fast_attention_args& a = *(const rt_fast_attention_args*)args;
     const Few few(a, nth);
-    if (few.yes) {
-        if (a.half) finish_few<uint16_t>(a, few, tid, nth);
-        else finish_few<float>(a, few, tid, nth);
-    } else if (a.half) work<uint16_t>(a);
-    else work<float>(a);
+    with_kind(a.kind, [&](auto number) {
+        if (few.yes) finish_few<decltype(number)>(a, few, tid, nth);
+        else work<decltype(number)>(a);
+    });
 }
 
 #endif

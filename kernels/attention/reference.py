@@ -6,7 +6,7 @@ It knows nothing of positions' encodings, of projections or of who shares a bloc
 import torch
 from torch import Tensor
 
-from kernels.kv_write.reference import BLOCK_SIZE
+from kernels.kv_write.layout import BLOCK_SIZE, plain
 
 
 def attention(
@@ -22,20 +22,21 @@ def attention(
 ) -> Tensor:
     """Causal attention of ragged rows over block tables: [T, H, D] float32.
 
-    q: [T, H, D] float32, tokens may lie apart. Caches as in kernels/kv_write, float32 or float16; H a multiple of Hk,
+    q: [T, H, D] float32, tokens may lie apart. Caches as in kernels/kv_write/layout.py; H a multiple of Hk,
     query head h reads key head h // (H / Hk). Row r is the tokens query_start[r] to query_start[r + 1] (int32 [R + 1]),
     the last of the seq_lens[r] (int32 [R]) tokens of its sequence, whose keys and values lie in the blocks
     block_tables[r] (int32 [R, B]). score = scale q·k; softcap > 0: softcap tanh(score / softcap). The token at position
     p sees positions p - window < j <= p (window 0: all j <= p). Slots it does not see may hold anything, NaN included.
     """
     out = torch.zeros(q.shape)
-    num_kv_heads, head_size = k_cache.shape[1], k_cache.shape[2]
+    num_kv_heads, head_size = k_cache.shape[1], q.shape[2]
     group = q.shape[1] // num_kv_heads
     for row in range(len(seq_lens)):
         start, end, length = int(query_start[row]), int(query_start[row + 1]), int(seq_lens[row])
         blocks = block_tables[row, : -(-length // BLOCK_SIZE)].long()
-        keys = k_cache[blocks].float().permute(1, 0, 3, 2).reshape(num_kv_heads, -1, head_size)[:, :length]
-        values = v_cache[blocks].float().transpose(0, 1).reshape(num_kv_heads, -1, head_size)[:, :length]
+        keys, values = plain(k_cache[blocks], v_cache[blocks])
+        keys = keys.permute(1, 0, 3, 2).reshape(num_kv_heads, -1, head_size)[:, :length]
+        values = values.transpose(0, 1).reshape(num_kv_heads, -1, head_size)[:, :length]
         queries = q[start:end].reshape(end - start, num_kv_heads, group, head_size).permute(1, 2, 0, 3)
         scores = queries @ keys[:, None].transpose(-1, -2) * scale
         if softcap > 0:

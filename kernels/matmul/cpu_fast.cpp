@@ -1,19 +1,18 @@
 // Products of repacked weights (cpu_fast.h) with rows of activations; every element is one chain over K in rising order,
 // whatever the number of rows or threads.
-//
-// Four-bit weights times int8: eight pair products of at most 15 x 127 x 2 fit in 16 bits, and a group of 32 is just eight
-// vectors of them, which makes this twice as fast as anything that widens to 32 bits. The three instructions of the inner
-// loop are one asm: left apart, gcc 12 hoists the products and spills them (225 instead of 290 GFLOP/s).
 // It knows nothing of layers.
 #include "cpu_fast.h"
 #include "../parallel.h"
+#include "dot.h"
+#include <utility>
+#include <vector>
 
-#ifdef ROADTRAIN_AVX2
+#ifdef ROADTRAIN_FAST
 
 namespace {
 
 constexpr int64_t FEW = 12;  // rows up to which weights are worth prefetching: they come from memory
-constexpr int64_t MOST_GATED = 24, CACHED = 16384;
+constexpr int64_t MOST_GATED = 36, CACHED = 16384;
 
 #define NOINLINE __attribute__((noinline))
 // Unrolled before gcc makes a memset of the first one, which would keep the accumulators in memory.
@@ -26,50 +25,70 @@ INLINE void fetch(const uint8_t* p, int64_t bytes) {
 
 struct Operand {
     const void* x;
-    const float *scale, *sum;
-    int64_t stride, groups;  // elements from row to row, groups of 32 in a row
+    const rt_group* groups;  // of rows, stride / 32 apart
+    const float* staged;     // of the weights
+    int64_t stride, count;   // elements from row to row, groups of 32 (of floats: elements) in a row
 };
 
-// acc += u8 weights times four int8 at p, in 16 bits.
-INLINE void step_u8(__m256i& acc, __m256i weights, const int8_t* p) {
-    __m256i t;
-    asm volatile("vpbroadcastd %[p], %[t]\n\tvpmaddubsw %[t], %[w], %[t]\n\tvpaddw %[t], %[acc], %[acc]"
-                 : [acc] "+x"(acc), [t] "=&x"(t) : [p] "m"(*(const int32_t*)p), [w] "x"(weights));
+template <int OFFSET, typename T, int... R>
+INLINE void steps(__m256i* acc, __m256i w, const Six<T>& x, std::integer_sequence<int, R...>) {
+    (step<R, OFFSET>(acc[R], w, x), ...);
 }
 
-// acc += int16 weights times two int16 at p, in 32 bits.
-INLINE void step_i16(__m256i& acc, __m256i weights, const int16_t* p) {
-    __m256i t;
-    asm volatile("vpbroadcastd %[p], %[t]\n\tvpmaddwd %[t], %[w], %[t]\n\tvpaddd %[t], %[acc], %[acc]"
-                 : [acc] "+x"(acc), [t] "=&x"(t) : [p] "m"(*(const int32_t*)p), [w] "x"(weights));
+template <int M, int J>
+INLINE void nibbles(__m256i* s, const uint8_t* w, const Six<int8_t>& x) {
+    const __m256i nibble = _mm256_set1_epi8(15), both = _mm256_loadu_si256((const __m256i*)(w + 32 * J));
+    steps<4 * J>(s, _mm256_and_si256(both, nibble), x, std::make_integer_sequence<int, M>());
+    steps<16 + 4 * J>(s, _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble), x, std::make_integer_sequence<int, M>());
 }
 
+template <int M, int SIZE, int... J>
+INLINE void bytes(__m256i* s, const uint8_t* w, const Six<int16_t>& x, std::integer_sequence<int, J...>) {
+    (steps<4 * J>(s, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + 16 * J))), x, std::make_integer_sequence<int, M>()), ...);
+}
+
+// What a group of a tile brings to all rows, as floats: d and m.
+constexpr int64_t STAGED = 16;
+
+template <int KIND>
+void stage(const uint8_t* w, int64_t groups, float* to) {
+    constexpr bool LEAST = KIND == RT_Q4_MIN || KIND == RT_Q8_MIN;
+    constexpr int64_t HEAD = LEAST ? 32 : 16, SIZE = KIND <= RT_Q4_MIN ? 128 : KIND == RT_Q8_HALF ? 128 : 256;
+    for (int64_t g = 0; g < groups; g++, w += HEAD + SIZE, to += STAGED) {
+        const __m256 d = halves(w);
+        _mm256_storeu_ps(to, d);
+        _mm256_storeu_ps(to + 8, LEAST ? halves(w + 16) : _mm256_mul_ps(d, _mm256_set1_ps(-8.0f)));
+    }
+}
+
+// The products of d q + m with s p over a group, and with the number apart, are d (s sum of q p + rest q there) + m sum.
 template <int M, bool MIN, bool FETCH>
 NOINLINE void tile_q4(const uint8_t* w, const Operand& x, float* out) {
     __m256 acc[M];
     EACH(r, M) acc[r] = _mm256_setzero_ps();
-    const __m256i ones = _mm256_set1_epi16(1);
     constexpr int64_t HEAD = MIN ? 32 : 16;
-    const int8_t* a = (const int8_t*)x.x;
-    const float *scale = x.scale, *sum = x.sum;
-    const int64_t stride = x.stride, groups = x.groups;
-    for (int64_t g = 0; g < groups; g++, w += HEAD + 128, a += 32) {
+    const float* staged = x.staged;
+    Six<int8_t> a((const int8_t*)x.x, x.stride);
+    Six<rt_group> about(x.groups, x.stride / 32);
+    for (int64_t g = x.count; g > 0; g--, w += HEAD + 128, staged += STAGED) {
         if (FETCH) fetch(w, HEAD + 128);
-        const __m256i nibble = _mm256_set1_epi8(15);
         __m256i s[M];
         EACH(r, M) s[r] = _mm256_setzero_si256();
-        for (int j = 0; j < 4; j++) {
-            const __m256i both = _mm256_loadu_si256((const __m256i*)(w + HEAD + 32 * j));
-            const __m256i low = _mm256_and_si256(both, nibble), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
-            EACH(r, M) step_u8(s[r], low, a + r * stride + 4 * j);
-            EACH(r, M) step_u8(s[r], high, a + r * stride + 16 + 4 * j);
-        }
-        const __m256 d = halves(w), m = MIN ? halves(w + 16) : _mm256_mul_ps(d, _mm256_set1_ps(-8.0f));
+        nibbles<M, 0>(s, w + HEAD, a);
+        nibbles<M, 1>(s, w + HEAD, a);
+        nibbles<M, 2>(s, w + HEAD, a);
+        nibbles<M, 3>(s, w + HEAD, a);
         EACH(r, M) {
-            const __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(s[r], ones));
-            acc[r] = _mm256_fmadd_ps(whole, _mm256_mul_ps(d, _mm256_broadcast_ss(scale + r * groups + g)), acc[r]);
-            acc[r] = _mm256_fmadd_ps(m, _mm256_broadcast_ss(sum + r * groups + g), acc[r]);
+            const rt_group* group = about.of(r);
+            const __m256i there = _mm256_srl_epi32(_mm256_loadu_si256((const __m256i*)(w + HEAD + group->offset)),
+                                                   _mm_loadu_si128((const __m128i*)&group->shift));
+            __m256 whole = _mm256_mul_ps(_mm256_cvtepi32_ps(group_sum(s[r])), _mm256_set1_ps(group->scale));
+            whole = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_and_si256(there, _mm256_set1_epi32(15))), _mm256_set1_ps(group->rest), whole);
+            acc[r] = _mm256_fmadd_ps(whole, _mm256_loadu_ps(staged), acc[r]);
+            acc[r] = _mm256_fmadd_ps(_mm256_set1_ps(group->sum), _mm256_loadu_ps(staged + 8), acc[r]);
         }
+        a.advance(32);
+        about.advance(1);
     }
     EACH(r, M) _mm256_storeu_ps(out + r * 8, acc[r]);
 }
@@ -80,24 +99,25 @@ NOINLINE void tile_q8(const uint8_t* w, const Operand& x, float* out) {
     __m256 acc[M];
     EACH(r, M) acc[r] = _mm256_setzero_ps();
     constexpr int64_t HEAD = MIN ? 32 : 16, PER = 32 / SIZE;
-    const int16_t* a = (const int16_t*)x.x;
-    const float *scale = x.scale, *sum = x.sum;
-    const int64_t stride = x.stride, groups = x.groups;
-    for (int64_t g = 0; g < groups * PER; g++, w += HEAD + SIZE * 8, a += SIZE) {
-        if (FETCH) fetch(w, HEAD + SIZE * 8);
-        __m256i s[M];
-        EACH(r, M) s[r] = _mm256_setzero_si256();
-#pragma GCC unroll 16
-        for (int j = 0; j < SIZE / 2; j++) {
-            const __m256i both = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + HEAD + 16 * j)));
-            EACH(r, M) step_i16(s[r], both, a + r * stride + 2 * j);
+    const float* staged = x.staged;
+    Six<int16_t> a((const int16_t*)x.x, x.stride);
+    Six<rt_group> about(x.groups, x.stride / 32);
+    for (int64_t g = x.count; g > 0; g--) {
+        EACH(part, PER) {
+            if (FETCH) fetch(w, HEAD + SIZE * 8);
+            __m256i s[M];
+            EACH(r, M) s[r] = _mm256_setzero_si256();
+            bytes<M, SIZE>(s, w + HEAD, a, std::make_integer_sequence<int, SIZE / 2>());
+            EACH(r, M) {
+                const __m256 whole = _mm256_mul_ps(_mm256_cvtepi32_ps(s[r]), _mm256_set1_ps(about.of(r)->scale));
+                acc[r] = _mm256_fmadd_ps(whole, _mm256_loadu_ps(staged), acc[r]);
+                if (MIN) acc[r] = _mm256_fmadd_ps(_mm256_set1_ps(about.of(r)->sum), _mm256_loadu_ps(staged + 8), acc[r]);
+            }
+            a.advance(SIZE);
+            w += HEAD + SIZE * 8;
+            staged += STAGED;
         }
-        const __m256 d = halves(w), m = MIN ? halves(w + 16) : d;
-        EACH(r, M) {
-            const __m256 product = _mm256_mul_ps(d, _mm256_broadcast_ss(scale + r * groups + g / PER));
-            acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s[r]), product, acc[r]);
-            if (MIN) acc[r] = _mm256_fmadd_ps(m, _mm256_broadcast_ss(sum + r * groups + g), acc[r]);
-        }
+        about.advance(1);
     }
     EACH(r, M) _mm256_storeu_ps(out + r * 8, acc[r]);
 }
@@ -120,7 +140,7 @@ NOINLINE void tile_float(const uint8_t* w, const Operand& x, float* out) {
     constexpr int64_t HALF = KIND == RT_F32 ? 32 : 16;
     const float* a = (const float*)x.x;
     const int64_t stride = x.stride;
-    for (int64_t k = 0; k < x.groups; k++, w += 2 * HALF) {
+    for (int64_t k = 0; k < x.count; k++, w += 2 * HALF) {
         if (FETCH && (KIND == RT_F32 || k % 2 == 0)) fetch(w, 64);
         const __m256 w0 = eight<KIND>(w), w1 = eight<KIND>(w + HALF);
         EACH(r, M) {
@@ -150,23 +170,50 @@ typedef void (*Tile)(const uint8_t*, const Operand&, float*);
 constexpr Tile TILES[][2][6] = {
     BY_ROWS(tile_q4, false), BY_ROWS(tile_q4, true), BY_ROWS(tile_q8, false, 32), BY_ROWS(tile_q8, true, 32),
     BY_ROWS(tile_q8, false, 16), FLOATS(RT_F32), FLOATS(RT_F16), FLOATS(RT_BF16)};
+constexpr void (*STAGES[])(const uint8_t*, int64_t, float*) = {stage<RT_Q4>, stage<RT_Q4_MIN>, stage<RT_Q8>, stage<RT_Q8_MIN>, stage<RT_Q8_HALF>};
 
-// The products of one tile with rows of x: results [rows][tile rows]. Floats go through K in pieces that stay in the first
-// cache from one six rows to the next.
-void multiply(const rt_weight& weight, int64_t tile, const rt_rows& x, const Pieces& pieces, bool few, float* results) {
-    const uint8_t* w = weight.data + tile * tile_bytes(weight.kind, weight.k);
-    const int64_t width = tile_rows(weight.kind), groups = weight.k / 32, start = pieces.from[0];
-    const bool floats = weight.kind >= RT_F32;
-    const int64_t piece = floats && pieces.count > 1 ? CACHED / tile_bytes(weight.kind, 1) : weight.k;
-    if (floats) memset(results, 0, sizeof(float) * (size_t)((pieces.end() - start) * width));
+// Room for what is staged of one tile, and the products of one tile with all rows at once.
+struct Scratch {
+    std::vector<float> staged;
+    alignas(32) float results[MOST_ROWS * 16], both[2][MOST_GATED][32];
+};
+
+Scratch& scratch() {
+    thread_local Scratch own;
+    return own;
+}
+
+// The products of one tile with rows of x, which is not of floats: results [rows][8].
+void multiply_packed(const rt_weight& weight, const uint8_t* w, const rt_rows& x, const Pieces& pieces, bool few, Scratch& own) {
+    const int64_t groups = weight.k / 32, parts = weight.kind == RT_Q8_HALF ? 2 * groups : groups, start = pieces.from[0];
+    if ((int64_t)own.staged.size() < parts * STAGED) own.staged.resize((size_t)(parts * STAGED));
+    STAGES[weight.kind](w, parts, own.staged.data());
+    for (int64_t i = 0; i < pieces.count; i++) {
+        const int64_t row = pieces.from[i];
+        const bool narrow = weight.kind <= RT_Q4_MIN;
+        const void* whole = narrow ? (const void*)(x.q8 + row * x.width) : (const void*)(x.q16 + row * x.width);
+        const Operand operand{whole, (narrow ? x.q8_groups : x.q16_groups) + row * groups, own.staged.data(), x.width, groups};
+        TILES[weight.kind][few][pieces.from[i + 1] - row - 1](w, operand, own.results + (row - start) * 8);
+    }
+}
+
+// The same for floats: results [rows][16]. K goes by in pieces that stay in the first cache from one six rows to the next.
+void multiply_floats(const rt_weight& weight, const uint8_t* w, const rt_rows& x, const Pieces& pieces, float* results) {
+    const int64_t start = pieces.from[0], piece = pieces.count > 1 ? CACHED / tile_bytes(weight.kind, 1) : weight.k;
+    memset(results, 0, sizeof(float) * (size_t)((pieces.end() - start) * 16));
     for (int64_t k = 0; k < weight.k; k += piece, w += tile_bytes(weight.kind, piece))
         for (int64_t i = 0; i < pieces.count; i++) {
-            const int64_t row = pieces.from[i], at = row * groups, end = weight.k - k < piece ? weight.k - k : piece;
-            const Operand operand = floats                      ? Operand{x.y + row * x.y_stride + k, nullptr, nullptr, x.y_stride, end}
-                                    : weight.kind <= RT_Q4_MIN ? Operand{x.q8 + row * x.width, x.q8_scale + at, x.q8_sum + at, x.width, groups}
-                                                               : Operand{x.q16 + row * x.width, x.q16_scale + at, x.q16_sum + at, x.width, groups};
-            TILES[weight.kind][few || (floats && i == 0)][pieces.from[i + 1] - row - 1](w, operand, results + (row - start) * width);
+            const int64_t row = pieces.from[i], end = weight.k - k < piece ? weight.k - k : piece;
+            const Operand operand{x.y + row * x.y_stride + k, nullptr, nullptr, x.y_stride, end};
+            TILES[weight.kind][i == 0][pieces.from[i + 1] - row - 1](w, operand, results + (row - start) * 16);
         }
+}
+
+// The products of one tile with rows of x, into own.results [rows][tile rows].
+void multiply(const rt_weight& weight, int64_t tile, const rt_rows& x, const Pieces& pieces, bool few, Scratch& own) {
+    const uint8_t* w = weight.data + tile * tile_bytes(weight.kind, weight.k);
+    if (weight.kind >= RT_F32) multiply_floats(weight, w, x, pieces, own.results);
+    else multiply_packed(weight, w, x, pieces, few, own);
 }
 
 // Results of one tile into place: eight lanes at a time, the last ones singly.
@@ -200,44 +247,52 @@ void gated(float* gate, const float* up, bool gelu) {
     }
 }
 
+// 32 columns of gate and of up for rows of x, into place.
+void gate_up(const rt_fast_gate_up_args& a, int64_t chunk, const Pieces& pieces, Scratch& own) {
+    const int64_t width = tile_rows(a.gate.kind), per = 32 / width, first = pieces.from[0], count = pieces.end() - first;
+    for (int64_t i = 0; i < 2 * per; i++) {
+        multiply(i < per ? a.gate : a.up, chunk * per + i % per, a.x, pieces, *a.num_rows <= FEW, own);
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t at = 0; at < width; at += 8)
+                store(own.both[i / per][r] + i % per * width + at, load(own.results + r * width + at));
+    }
+    for (int64_t r = 0; r < count; r++) {
+        gated(own.both[0][r], own.both[1][r], a.gelu);
+        put_row(a.out, first + r, chunk * 32, 32, own.both[0][r]);
+    }
+}
+
 }  // namespace
 
 EXPORT void rt_fast_matmul(const void* args, int tid, int nth) {
     const rt_fast_matmul_args& a = *(const rt_fast_matmul_args*)args;
     const int64_t rows = *a.num_rows, width = tile_rows(a.weight.kind), tiles = (a.weight.n + width - 1) / width;
-    const int64_t from = part(tiles, tid, nth), to = part(tiles, tid + 1, nth), step = rows_at_once(a.weight);
-    alignas(32) float results[MOST_ROWS * 16];
-    for (int64_t first = 0; first < rows; first += step) {
-        const Pieces pieces(first, first + step < rows ? first + step : rows);
-        for (int64_t tile = from; tile < to; tile++) {
-            multiply(a.weight, tile, a.x, pieces, rows <= FEW, results);
-            place(a, tile, first, pieces.end() - first, results);
+    const Blocks blocks(rows, rows_at_once(a.weight));
+    const bool few = rows <= FEW;
+    Scratch& own = scratch();
+    Shares shares(blocks.count * tiles, a.counter, few ? 4 : 1, tid, nth);
+    for (int64_t unit, end; shares.next(&unit, &end);)
+        while (unit < end) {
+            const int64_t block = unit / tiles, stop = end < (block + 1) * tiles ? end : (block + 1) * tiles;
+            const Pieces pieces(blocks.first(block), blocks.first(block + 1));
+            for (; unit < stop; unit++) {
+                multiply(a.weight, unit - block * tiles, a.x, pieces, few, own);
+                place(a, unit - block * tiles, pieces.from[0], pieces.end() - pieces.from[0], own.results);
+            }
         }
-    }
 }
 
 EXPORT void rt_fast_gate_up(const void* args, int tid, int nth) {
     const rt_fast_gate_up_args& a = *(const rt_fast_gate_up_args*)args;
-    const int64_t rows = *a.num_rows, width = tile_rows(a.gate.kind), per = 32 / width, chunks = a.gate.n / 32;
-    const int64_t from = part(chunks, tid, nth), to = part(chunks, tid + 1, nth), wanted = rows_at_once(a.gate);
-    const int64_t step = wanted < MOST_GATED ? wanted : MOST_GATED;
-    alignas(32) float results[MOST_GATED * 16], both[2][MOST_GATED][32];
-    for (int64_t first = 0; first < rows; first += step) {
-        const Pieces pieces(first, first + step < rows ? first + step : rows);
-        const int64_t count = pieces.end() - first;
-        for (int64_t chunk = from; chunk < to; chunk++) {
-            for (int64_t i = 0; i < 2 * per; i++) {
-                multiply(i < per ? a.gate : a.up, chunk * per + i % per, a.x, pieces, rows <= FEW, results);
-                for (int64_t r = 0; r < count; r++)
-                    for (int64_t at = 0; at < width; at += 8)
-                        store(both[i / per][r] + i % per * width + at, load(results + r * width + at));
-            }
-            for (int64_t r = 0; r < count; r++) {
-                gated(both[0][r], both[1][r], a.gelu);
-                put_row(a.out, first + r, chunk * 32, 32, both[0][r]);
-            }
+    const int64_t rows = *a.num_rows, chunks = a.gate.n / 32, wanted = rows_at_once(a.gate);
+    const Blocks blocks(rows, wanted < MOST_GATED ? wanted : MOST_GATED);
+    Scratch& own = scratch();
+    Shares shares(blocks.count * chunks, a.counter, 1, tid, nth);
+    for (int64_t unit, end; shares.next(&unit, &end);)
+        for (; unit < end; unit++) {
+            const int64_t block = unit / chunks;
+            gate_up(a, unit - block * chunks, Pieces(blocks.first(block), blocks.first(block + 1)), own);
         }
-    }
 }
 
 EXPORT void rt_fast_run(rt_body body, const void* args, int num_threads) {

@@ -33,6 +33,7 @@ struct rt_fast_matmul_args {
     int64_t out_stride;
     const float* bias;  // [n], or null
     int64_t add;  // 1: out += product, 0: out = product
+    int64_t* counter;  // zero before the body, or null
 };
 
 struct rt_fast_gate_up_args {
@@ -41,6 +42,7 @@ struct rt_fast_gate_up_args {
     rt_rows x;
     rt_rows out;
     int64_t gelu;  // 1: the tanh form of GELU, 0: SiLU
+    int64_t* counter;  // zero before the body, or null
 };
 
 struct rt_fast_embed_args {
@@ -67,7 +69,7 @@ INLINE int64_t tile_bytes(int64_t kind, int64_t k) {
     }
 }
 
-#ifdef ROADTRAIN_AVX2
+#ifdef ROADTRAIN_FAST
 
 constexpr int64_t TILE_COUNT = 6;  // most rows of x a tile takes
 constexpr int64_t MOST_ROWS = 96;  // most that are multiplied with a tile before the next tile is read
@@ -76,9 +78,17 @@ constexpr int64_t MOST_ROWS = 96;  // most that are multiplied with a tile befor
 // floats, whose tiles do not fit there anyway, in the second.
 INLINE int64_t rows_at_once(const rt_weight& weight) {
     const bool floats = weight.kind >= RT_F32;
-    const int64_t bytes = weight.k * (floats ? 4 : weight.kind <= RT_Q4_MIN ? 1 : 2), rows = (floats ? 100000 : 14000) / bytes / 6 * 6;
+    const int64_t bytes = weight.k * (floats ? 4 : weight.kind <= RT_Q4_MIN ? 1 : 2), rows = (floats ? 100000 : 17500) / bytes / 6 * 6;
     return rows < 6 ? 6 : rows > MOST_ROWS ? MOST_ROWS : rows;
 }
+
+// Rows in blocks of at most so many, as even as can be, each multiplied with every tile: a unit of work is one block with one tile
+// (or a few that belong together).
+struct Blocks {
+    int64_t rows, count;
+    Blocks(int64_t num_rows, int64_t most) : rows(num_rows), count((num_rows + most - 1) / most) {}
+    int64_t first(int64_t block) const { return rows * block / count; }
+};
 
 // Rows first to end cut into pieces of at most 6, as even as can be: cut once, used for every tile.
 struct Pieces {

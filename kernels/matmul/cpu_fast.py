@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels import pages
 from kernels.build import Library
 from kernels.matmul.formats import FORMATS, row_length
 from kernels.matmul.reference import check
@@ -32,6 +33,7 @@ class MatmulArgs(ctypes.Structure):
     _fields_ = (
         *(("num_rows", ctypes.c_void_p), ("weight", WeightStruct), ("x", RowsStruct)),
         *(("out", ctypes.c_void_p), ("out_stride", ctypes.c_int64), ("bias", ctypes.c_void_p), ("add", ctypes.c_int64)),
+        ("counter", ctypes.c_void_p),
     )
 
 
@@ -41,6 +43,7 @@ class GateUpArgs(ctypes.Structure):
     _fields_ = (
         *(("num_rows", ctypes.c_void_p), ("gate", WeightStruct), ("up", WeightStruct)),
         *(("x", RowsStruct), ("out", RowsStruct), ("gelu", ctypes.c_int64)),
+        ("counter", ctypes.c_void_p),
     )
 
 
@@ -83,6 +86,6 @@ def repack(library: Library, data: Tensor, fmt: str) -> RepackedWeight:
     size: Any = library.symbols.rt_fast_repacked_bytes
     size.argtypes, size.restype = (ctypes.c_int64,) * 3, ctypes.c_int64
     call = library.function("rt_fast_repack", "plilllpi")
-    out = torch.zeros(size(kind, n, k), dtype=torch.uint8)
+    out = pages.zeros(size(kind, n, k))
     call(data.data_ptr(), width, FORMATS[fmt].code, kind, n, k, out.data_ptr(), torch.get_num_threads())
     return RepackedWeight(out, kind, n, k)

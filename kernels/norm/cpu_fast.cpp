@@ -29,7 +29,7 @@ struct rt_fast_quantize_args {
 
 }
 
-#ifdef ROADTRAIN_AVX2
+#ifdef ROADTRAIN_FAST
 
 namespace {
 

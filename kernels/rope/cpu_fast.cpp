@@ -1,6 +1,7 @@
 // From the rows of the fused projection to turned queries, and turned keys and values in the paged cache, in one pass.
 //
-// Cache layout as in kernels/kv_write, rotation as in kernels/rope (half-split pairs). It knows nothing of layers.
+// Cache layout as in kernels/kv_write/layout.py, rotation as in kernels/rope (half-split pairs). It knows nothing of layers.
+#include "../kv_write/layout.h"
 #include "../parallel.h"
 #include "../rows.h"
 #include <math.h>
@@ -17,20 +18,39 @@ struct rt_fast_rope_args {
     float* q;  // [T][heads][d], turned and times q_scale; may be qkv itself with its stride
     int64_t q_stride;
     void *k_cache, *v_cache;
-    int64_t heads, kv_heads, d, rot_dim, half;  // half: 1 for float16 caches, 0 for float32
+    int64_t heads, kv_heads, d, rot_dim, kind;  // kind of cache: see layout.h
     float q_scale, eps;
 };
 
 }
 
-#ifdef ROADTRAIN_AVX2
+#ifdef ROADTRAIN_FAST
 
 namespace {
 
-constexpr int64_t BLOCK = 16;
-
 INLINE void put(float* to, float value) { *to = value; }
 INLINE void put(uint16_t* to, float value) { *to = float_to_half(value); }
+
+// d numbers to every `apart`-th place from `to` on; scale, which only int8 has, gets the size of a step.
+template <typename T> INLINE void put_all(T* to, int64_t apart, float*, const float* x, int64_t d) {
+    for (int64_t i = 0; i < d; i++) put(to + i * apart, x[i]);
+}
+
+INLINE void put_all(int8_t* to, int64_t apart, float* scale, const float* x, int64_t d) {
+    int32_t bits = 0;  // of the largest magnitude: as whole numbers, so that what is not a number wins
+    for (int64_t i = 0; i < d; i++) {
+        int32_t own;
+        memcpy(&own, x + i, sizeof own);
+        own &= 0x7fffffff;
+        bits = own > bits ? own : bits;
+    }
+    float most;
+    memcpy(&most, &bits, sizeof most);
+    const bool nothing = most < 1e-30f;
+    const float inverse = nothing ? 0.0f : 127.0f / most;
+    *scale = nothing ? 0.0f : most / 127.0f;
+    for (int64_t i = 0; i < d; i++) to[i * apart] = (int8_t)lrintf(x[i] * inverse);
+}
 
 // One head from x to y: normalised, turned, times scale.
 void turn(const rt_fast_rope_args& a, const float* x, const float* weight, const float* cos, float scale, float* y) {
@@ -54,11 +74,11 @@ template <typename T>
 void remember(const rt_fast_rope_args& a, int64_t row, const float* k, const float* v, const float* cos, float* room) {
     const int64_t slot = a.slots[row], d = a.d;
     for (int64_t h = 0; h < a.kv_heads; h++) {
-        const int64_t start = (slot / BLOCK * a.kv_heads + h) * BLOCK * d;
-        T *keys = (T*)a.k_cache + start + slot % BLOCK, *values = (T*)a.v_cache + start + slot % BLOCK * d;
+        const int64_t index = slot / BLOCK * a.kv_heads + h, token = slot % BLOCK;
+        T *keys = block_at<T>(a.k_cache, index, d), *values = block_at<T>(a.v_cache, index, d);
         turn(a, k + h * d, a.k_norm, cos, 1.0f, room);
-        for (int64_t i = 0; i < d; i++) put(keys + i * BLOCK, room[i]);
-        for (int64_t i = 0; i < d; i++) put(values + i, v[h * d + i]);
+        put_all(keys + token, BLOCK, scales_of(keys) + token, room, d);
+        put_all(values + token * d, 1, scales_of(values) + token, v + h * d, d);
     }
 }
 
@@ -74,8 +94,7 @@ EXPORT void rt_fast_rope(const void* args, int tid, int nth) {
         const float* cos = a.cos_sin + a.positions[row] * a.rot_dim;
         for (int64_t h = 0; h < a.heads; h++)
             turn(a, q + h * a.d, a.q_norm, cos, a.q_scale, a.q + row * a.q_stride + h * a.d);
-        if (a.half) remember<uint16_t>(a, row, k, v, cos, room);
-        else remember<float>(a, row, k, v, cos, room);
+        with_kind(a.kind, [&](auto number) { remember<decltype(number)>(a, row, k, v, cos, room); });
     }
 }
 

@@ -19,14 +19,23 @@ _Pointers = ctypes.c_void_p * len(_NAMES)
 
 def sample(library: Library) -> Callable[[Tensor, SampleParams], Tensor]:
     """reference.sample, token for token."""
-    call = library.function("rt_sample", "ppplli")
+    call = library.function("rt_sample", "plpplli")
+    last: tuple[SampleParams | None, object, int] = (None, None, 0)
+
+    def address_of(params: SampleParams) -> int:
+        # The same arrays come again for as long as the same sequences draw.
+        nonlocal last
+        if params is not last[0]:
+            pointers = _Pointers(*(getattr(params, name).data_ptr() for name in _NAMES))
+            last = (params, pointers, ctypes.addressof(pointers))
+        return last[2]
 
     def run(logits: Tensor, params: SampleParams) -> Tensor:
-        logits = logits.contiguous()
+        if logits.stride(1) != 1:
+            logits = logits.contiguous()
         rows, vocab = logits.shape
         out = torch.empty(rows, dtype=torch.int64)
-        pointers = _Pointers(*(getattr(params, name).data_ptr() for name in _NAMES))
-        call(logits.data_ptr(), ctypes.addressof(pointers), out.data_ptr(), rows, vocab, torch.get_num_threads())
+        call(logits.data_ptr(), logits.stride(0), address_of(params), out.data_ptr(), rows, vocab, torch.get_num_threads())
         return out
 
     return run

@@ -6,17 +6,13 @@ which then does not try again. It knows the commands, and nothing of how they do
 
 import asyncio
 import errno
-import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from services.launcher.dead import dead
-from services.launcher.roles import ROLES, run_role
 from services.launcher.supervise import EXIT_CONFIG
-from shared.config import Settings, load
+from shared.config import Settings, load, load_written
 from shared.errors import StartupError
-from shared.telemetry import configure_logging
 
 USAGE = """\
 roadtrain - serves large language models to thousands of users at once
@@ -36,6 +32,7 @@ Every setting is a flag (--router.port 9000), a variable (ROADTRAIN_ROUTER__PORT
 (--config FILE). `roadtrain serve --help` lists them."""
 
 
+ROLES = ("router", "tokenizer", "worker")
 DISK_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES)
 DISK_CURE = "make room or set XDG_CACHE_HOME (models, kernels) and TMPDIR (sockets) to folders that can be written"
 
@@ -69,14 +66,18 @@ def _run(arguments: Sequence[str], child: bool) -> int:
         print(version("roadtrain"))
         return 0
     if command in ROLES:
-        run_role(command, _settings(command, rest), child=child)
+        from services.launcher.roles import run_role
+
+        # `serve` wrote all of them down: nothing else is asked.
+        settings = load_written(Path(rest[1])) if child and rest[:1] == ["--config"] else _settings(command, rest)
+        run_role(command, settings, child=child)
         return 0
     commands: dict[str, Callable[[Sequence[str]], int]] = {
         "serve": _serve,
         "pull": _pull,
         "chat": _chat,
         "bench": _bench,
-        "dead": dead,
+        "dead": _dead,
     }
     if command not in commands:
         print(f"roadtrain: no command {command!r}\n\n{USAGE}", file=sys.stderr)
@@ -93,6 +94,7 @@ def _settings(command: str, arguments: Sequence[str]) -> Settings:
 
 def _serve(arguments: Sequence[str]) -> int:
     from services.launcher.serve import serve
+    from shared.logs import configure_logging
 
     settings = _settings("serve", arguments)
     configure_logging("serve", settings.log_level, settings.log_format)
@@ -112,8 +114,16 @@ def _chat(arguments: Sequence[str]) -> int:
     return chat(arguments[0] if arguments else "http://127.0.0.1:8000")
 
 
+def _dead(arguments: Sequence[str]) -> int:
+    from services.launcher.dead import dead
+
+    return dead(arguments)
+
+
 def _bench(arguments: Sequence[str]) -> int:
     """Runs a program of bench/, which measures the rest from outside; services never import it."""
+    import runpy
+
     folder = Path(__file__).resolve().parents[2] / "bench"
     names = sorted(path.stem for path in folder.glob("*.py") if "def main()" in path.read_text())
     if not arguments or arguments[0] not in names:

@@ -14,10 +14,10 @@ from services.launcher.pull import find_or_fetch
 from services.launcher.supervise import fail_if_missing
 from shared.config import Settings
 from shared.errors import StartupError
-from shared.process import raise_file_limit
-from shared.telemetry import configure_logging
+from shared.logs import configure_logging
+from shared.marks import Marks
+from shared.process import begin, raise_file_limit
 
-ROLES = ("router", "tokenizer", "worker")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 def run_role(role: str, settings: Settings, *, child: bool) -> None:
     """Runs `role` until it is told to end. A child also ends when standard input, a pipe from its parent, closes."""
+    begin()
     configure_logging(role, settings.log_level, settings.log_format)
     raise_file_limit()
     if child:
@@ -36,7 +37,10 @@ def run_role(role: str, settings: Settings, *, child: bool) -> None:
     if role != "tokenizer":
         fail_if_missing(f"the {role}", settings.redis_url, "redis-url")
         fail_if_missing(f"the {role}", settings.secret_file, "secret-file")
-    importlib.import_module(f"services.{role}.__main__").run(settings)
+    marks = Marks(sys.stdin.fileno() if child else None)
+    service = importlib.import_module(f"services.{role}.__main__")
+    marks("imports")
+    service.run(settings, marks)
 
 
 def with_model_path(settings: Settings, *, sim: bool = False) -> Settings:

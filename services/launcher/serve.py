@@ -12,20 +12,21 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from services.launcher import private_redis
-from services.launcher.coroner import report_exit
 from services.launcher.roles import check_exposure, with_model_path
-from services.launcher.summary import print_summary
+from services.launcher.summary import summary
 from services.launcher.supervise import Child, Supervisor
 from shared.config import RouterConfig, Settings
 from shared.errors import StartupError
-from shared.queue.payload import new_key
-from shared.rpc import port_is_free
+from shared.marks import own_start
+from shared.ports import port_is_free
+from shared.queue.keys import new_key
 
-READY_POLL_S = 0.05
+READY_POLL_S = 0.02
 SLOW_AFTER_S = 20.0
 STOP_MARGIN_S = 5.0
 # Routers first: they take no more requests and see their streams through; what they need goes after them.
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 async def serve(settings: Settings) -> int:
     """Runs until a signal or a failure; the exit code. Leaves no process and no file behind."""
-    started_at = time.monotonic()
     check_exposure(settings)
     _check_ports(settings.router)
     settings = with_model_path(settings)
@@ -54,8 +54,9 @@ async def serve(settings: Settings) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop_or_hurry)
     try:
-        settings = await _start_all(settings, runtime_dir, supervisor)
-        return await _watch(settings, supervisor, stopping, started_at)
+        settings = await _start_redis(settings, runtime_dir, supervisor)
+        starting = asyncio.create_task(_start_all(settings, runtime_dir, supervisor))
+        return await _watch(settings, supervisor, stopping, starting)
     finally:
         await supervisor.stop()
         shutil.rmtree(runtime_dir, ignore_errors=True)
@@ -71,7 +72,8 @@ def _check_ports(router: RouterConfig) -> None:
         raise StartupError("serve needs fixed ports: give --port a number above 0")
 
 
-async def _start_all(settings: Settings, runtime_dir: Path, supervisor: Supervisor) -> Settings:
+async def _start_redis(settings: Settings, runtime_dir: Path, supervisor: Supervisor) -> Settings:
+    """`settings` with a secret and the address of a Redis, this system's own where none is given."""
     if settings.secret_file is None:
         secret_file = runtime_dir / "secret"
         secret_file.write_text(new_key() + "\n")
@@ -81,15 +83,26 @@ async def _start_all(settings: Settings, runtime_dir: Path, supervisor: Supervis
         socket = runtime_dir / "redis.sock"
         await supervisor.add(Child("redis", private_redis.command(socket), order=STOP_ORDER["redis"], grace_s=STOP_MARGIN_S))
         settings = settings.model_copy(update={"redis_url": f"unix://{socket}"})
-    tokenizers = tuple(f"unix:{runtime_dir}/tokenizer-{i}.sock" for i in range(settings.serve.num_tokenizers))
-    for index, address in enumerate(tokenizers):
-        await _start(supervisor, settings, runtime_dir, "tokenizer", index, {"address": address})
+    return settings
+
+
+async def _start_all(settings: Settings, runtime_dir: Path, supervisor: Supervisor) -> None:
+    """Starts all services and waits until requests can be taken.
+
+    The worker takes longest and begins first. The others follow each other: a small machine has one core left for them, and
+    what they took of the worker's would come on top.
+    """
     for index in range(settings.serve.num_workers):
         facts = {"worker_id": f"worker-{index}", "admin_address": f"unix:{runtime_dir}/worker-{index}.sock"}
         await _start(supervisor, settings, runtime_dir, "worker", index, facts)
+    tokenizers = tuple(f"unix:{runtime_dir}/tokenizer-{i}.sock" for i in range(settings.serve.num_tokenizers))
+    for index, address in enumerate(tokenizers):
+        await _start(supervisor, settings, runtime_dir, "tokenizer", index, {"address": address})
+    await _all_ready([child for child in supervisor.children if child.name.startswith("tokenizer")])
     for index in range(settings.serve.num_routers):
         await _start(supervisor, settings, runtime_dir, "router", index, _router_facts(index, runtime_dir, tokenizers))
-    return settings
+    await _all_ready([child for child in supervisor.children if child.name != "redis"])
+    await _takes_requests(settings.router)
 
 
 def _router_facts(index: int, runtime_dir: Path, tokenizers: tuple[str, ...]) -> dict[str, object]:
@@ -111,18 +124,29 @@ async def _start(
     file.write_text(json.dumps(settings.model_copy(update={role: section}).model_dump(mode="json", exclude_none=True)))
     command = [sys.executable, "-m", "services.launcher", role, "--child", "--config", str(file)]
     grace_s = getattr(section, "drain_grace_s", 0.0) + STOP_MARGIN_S
-    on_exit = partial(report_exit, settings, str(facts["worker_id"])) if role == "worker" else None
+    on_exit = partial(_report_exit, settings, str(facts["worker_id"])) if role == "worker" else None
     await supervisor.add(Child(f"{role}-{index}", command, order=STOP_ORDER[role], grace_s=grace_s, on_exit=on_exit))
 
 
-async def _watch(settings: Settings, supervisor: Supervisor, stopping: asyncio.Event, started_at: float) -> int:
+async def _report_exit(settings: Settings, worker_id: str) -> None:
+    # It brings a client of Redis along, which this process can mostly do without.
+    from services.launcher.coroner import report_exit
+
+    await report_exit(settings, worker_id)
+
+
+async def _watch(settings: Settings, supervisor: Supervisor, stopping: asyncio.Event, ready: asyncio.Task[None]) -> int:
+    """Until a signal or a failure; says once when `ready` is done. The exit code."""
     stop = asyncio.create_task(stopping.wait())
     failure = asyncio.create_task(supervisor.failure())
-    ready = asyncio.create_task(_until_ready(settings.router))
     try:
         await asyncio.wait({stop, failure, ready}, return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
-            await print_summary(settings, time.monotonic() - started_at)
+            ready.result()
+            children = [child for child in supervisor.children if child.name != "redis"]
+            starts = {child.name: (child.started_at, child.ready.result()) for child in children}
+            # To standard error, so that standard output stays free.
+            print(summary(settings, own_start(), starts, time.monotonic()), file=sys.stderr)
             await asyncio.wait({stop, failure}, return_when=asyncio.FIRST_COMPLETED)
         if failure.done() and not stop.done():
             print(f"roadtrain: {failure.result()} could not start; ending the others", file=sys.stderr)
@@ -136,8 +160,17 @@ async def _watch(settings: Settings, supervisor: Supervisor, stopping: asyncio.E
         await asyncio.gather(stop, failure, ready, return_exceptions=True)
 
 
-async def _until_ready(router: RouterConfig) -> None:
-    """Asks the first router's admin port until it can take requests; says what is missing if that takes long."""
+async def _all_ready(services: Sequence[Child]) -> None:
+    """Waits until all say that they are ready; says which do not if that takes long."""
+    while left := [child.ready for child in services if not child.ready.done()]:
+        _, pending = await asyncio.wait(left, timeout=SLOW_AFTER_S)
+        if len(pending) == len(left):
+            missing = ", ".join(child.name for child in services if not child.ready.done())
+            logger.info("still starting", extra={"missing": missing})
+
+
+async def _takes_requests(router: RouterConfig) -> None:
+    """Waits until the first router's admin port says that it takes requests; says what is missing if that takes long."""
     next_note_at = time.monotonic() + SLOW_AFTER_S
     while True:
         status, body = await _get(router.host, router.ports[2], "/readyz")

@@ -1,52 +1,52 @@
-"""What `serve` prints once everything answers: the model, the memory, the addresses, a line to try.
+"""What `serve` prints once everything answers: where the time went, the model, the memory, the addresses, a line to try.
 
-It knows the facts workers announce, and nothing of how they come about.
+It knows what children say of their start, and nothing of how any of it comes about.
 """
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
+from services.launcher.supervise import Start
 from shared.config import Settings
-from shared.errors import Unavailable
-from shared.queue.connection import connect
-from shared.queue.registry import Registry
 
 
-async def print_summary(settings: Settings, took_s: float) -> None:
-    """Prints to standard error, so that standard output stays free."""
+def summary(settings: Settings, began_at: float, starts: Mapping[str, tuple[float, Start]], now: float) -> str:
+    """The lines. starts: when each child was started, and how that went; all times are of `time.monotonic`."""
     http, grpc_port, admin = settings.router.ports
     host = settings.router.host
     name = settings.names[0]
     body = '{"model": "default", "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}'
     lines = [
-        f"Roadtrain is ready after {took_s:.1f} s",
+        f"Roadtrain is ready after {now - began_at:.1f} s",
+        *_where_the_time_went(began_at, starts, now),
         f"  model    {name}  ({settings.model_path})",
-        *(_worker_line(facts) for facts in await _workers(settings)),
+        *(_worker_line(child, start.facts) for child, (_, start) in starts.items() if "fingerprint" in start.facts),
         f"  OpenAI   http://{host}:{http}/v1      gRPC {host}:{grpc_port}      admin http://{host}:{admin}",
         f"  try      curl http://{host}:{http}/v1/chat/completions -H 'Content-Type: application/json' \\",
         f"             -d '{body}'",
         "  Ctrl-C ends it",
     ]
-    print("\n".join(lines), file=sys.stderr)
+    return "\n".join(lines)
 
 
-async def _workers(settings: Settings) -> list[Mapping[str, Any]]:
-    redis = connect(str(settings.redis_url))
-    try:
-        return [{"worker_id": worker.worker_id, **worker.facts} for worker in await Registry(redis).workers()]
-    except Unavailable:
-        return []
-    finally:
-        await redis.aclose()
+def _where_the_time_went(began_at: float, starts: Mapping[str, tuple[float, Start]], now: float) -> list[str]:
+    """What came before the children, each child with its parts, and what came after the last of them."""
+    first = min(started_at for started_at, _ in starts.values())
+    ends = {name: started_at + sum(took_s for _, took_s in start.parts) for name, (started_at, start) in starts.items()}
+    lines = [f"  start    serve {first - began_at:.2f} s"]
+    for name, (started_at, start) in starts.items():
+        parts = ", ".join(f"{part} {took_s:.2f}" for part, took_s in start.parts)
+        lines.append(f"           {name} from {started_at - began_at:.2f} to {ends[name] - began_at:.2f} s: {parts}")
+    lines.append(f"           then {now - max(ends.values()):.2f} s until the router took requests")
+    return lines
 
 
-def _worker_line(facts: Mapping[str, Any]) -> str:
+def _worker_line(worker_id: str, facts: Mapping[str, Any]) -> str:
     # The fingerprint's first word is the model's hash; the rest is what a person wants to know.
     numerics = facts["fingerprint"].partition(" ")[2] or facts["fingerprint"]
     num_tokens = facts["num_blocks"] * facts["block_size"]
     full = num_tokens // facts["max_model_len"]
     return (
-        f"  {facts['worker_id']} {numerics}; KV cache of {num_tokens:,} tokens: "
+        f"  {worker_id} {numerics}; KV cache of {num_tokens:,} tokens: "
         f"{full} requests of {facts['max_model_len']:,}, or more that are shorter"
     )

@@ -1,15 +1,19 @@
 """Keeps child processes running: restarts one that dies, with backoff, and ends all of them in order.
 
-A child lives in its own process group, so that Ctrl-C reaches the parent alone, and holds the read end of a pipe as
-standard input, so that it ends itself when the parent is gone, however it went. It knows nothing of what children do.
+A child lives in its own process group, so that Ctrl-C reaches the parent alone, and holds one end of a socket as standard
+input, so that it ends itself when the parent is gone, however it went; over it, it may say once that it is ready. It knows
+nothing of what children do.
 """
 
 import asyncio
+import json
 import logging
-import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from shared.config import child_environment
 from shared.errors import StartupError
@@ -19,6 +23,14 @@ EXIT_CONFIG = 78
 FIRST_BACKOFF_S, MAX_BACKOFF_S, STABLE_S = 0.5, 30.0, 60.0
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A start that a child told of: its parts in order, each with the seconds it took, and facts (see shared/marks.py)."""
+
+    parts: Sequence[tuple[str, float]]
+    facts: Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -33,30 +45,52 @@ class Child:
     started_at: float = 0.0
     num_restarts: int = 0
     on_exit: Callable[[], Awaitable[None]] | None = None
-    _pipe: int = field(default=-1)
+    ready: asyncio.Future[Start] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    _line: socket.socket | None = field(default=None)
+    _heard: bytes = field(default=b"")
 
     async def start(self) -> None:
-        """Starts the process with a fresh pipe as its standard input."""
-        read_end, self._pipe = os.pipe()
-        os.set_inheritable(self._pipe, False)
-        try:
+        """Starts the process with a fresh socket as its standard input."""
+        self._line, theirs = socket.socketpair()
+        self._line.setblocking(False)
+        self._heard = b""
+        self.started_at = time.monotonic()
+        with theirs:
             self.process = await asyncio.create_subprocess_exec(
-                *self.command, stdin=read_end, env=child_environment(), start_new_session=True
+                *self.command, stdin=theirs, env=child_environment(), start_new_session=True
             )
-        finally:
-            os.close(read_end)
-        self.started_at = asyncio.get_running_loop().time()
+        asyncio.get_running_loop().add_reader(self._line, self._hear)
+
+    def _hear(self) -> None:
+        """Takes what the child says until it has said a line; what it is asked to say is that it is ready."""
+        if self._line is None:
+            return
+        try:
+            said = self._line.recv(1 << 16)
+        except OSError:
+            said = b""
+        self._heard += said
+        line, end, _ = self._heard.partition(b"\n")
+        if end or not said:
+            asyncio.get_running_loop().remove_reader(self._line)
+        if end and not self.ready.done():
+            told, before, parts = json.loads(line), self.started_at, []
+            for name, ended_at in told["ends"]:
+                parts.append((name, ended_at - before))
+                before = ended_at
+            self.ready.set_result(Start(parts, told["facts"]))
 
     async def wait(self) -> int:
         """Exit code once it has ended; negative for a signal."""
         code = await self.process.wait() if self.process else 0
-        self._close_pipe()
+        self._close_line()
         return code
 
-    def _close_pipe(self) -> None:
-        if self._pipe >= 0:
-            os.close(self._pipe)
-            self._pipe = -1
+    def _close_line(self) -> None:
+        if self._line is not None:
+            asyncio.get_running_loop().remove_reader(self._line)
+            self._line.close()
+            self._line = None
 
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL once its grace is over."""
@@ -69,7 +103,7 @@ class Child:
             logger.warning("a service did not end in time", extra={"child": self.name, "grace_s": self.grace_s})
             self.kill()
             await self.process.wait()
-        self._close_pipe()
+        self._close_line()
 
     def kill(self) -> None:
         """SIGKILL, if it runs."""
@@ -96,7 +130,6 @@ class Supervisor:
         return await asyncio.shield(self._failed)
 
     async def _watch(self, child: Child) -> None:
-        loop = asyncio.get_running_loop()
         backoff_s = FIRST_BACKOFF_S
         while True:
             code = await child.wait()
@@ -105,7 +138,7 @@ class Supervisor:
                 if not self._failed.done():
                     self._failed.set_result(child.name)
                 return
-            if loop.time() - child.started_at > STABLE_S:
+            if time.monotonic() - child.started_at > STABLE_S:
                 backoff_s = FIRST_BACKOFF_S
             logger.warning("a service ended; starting it again", extra={"child": child.name, "code": code, "in_s": backoff_s})
             if child.on_exit is not None:

@@ -88,7 +88,7 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
                 yield event
             status = grpc.StatusCode.OK
         except RoadtrainError as error:
-            status = mapped(error).grpc_status
+            status = grpc.StatusCode[mapped(error).grpc_status]
             raise
         except Exception:
             status = grpc.StatusCode.INTERNAL

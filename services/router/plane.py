@@ -4,6 +4,7 @@ It knows nothing of HTTP, of the public gRPC door or of what requests say.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -31,12 +32,13 @@ from shared.errors import StartupError, Unavailable
 from shared.pb import delivery_pb2_grpc
 from shared.queue.client import Queue
 from shared.queue.connection import connect
-from shared.queue.payload import read_keys
+from shared.queue.keys import read_keys
 from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, RouterFacts
 from shared.queue.types import Limits
 from shared.tasks import end_tasks
 
 REFRESH_S = 1.0
+FIRST_LOOK_S = 0.02
 RECONCILE_S = 2.0
 REAP_S = 0.5
 CANCEL_RETRY_S = 0.5
@@ -133,6 +135,7 @@ class Plane:
         ]
         self._tasks = [
             asyncio.create_task(self._watch_readers(), name="watch readers"),
+            asyncio.create_task(self._find_worker(), name="find a worker"),
             asyncio.create_task(self._load_vocabulary(), name="load vocabulary"),
             asyncio.create_task(self.decoder.run(), name="decode"),
         ]
@@ -177,6 +180,13 @@ class Plane:
             await asyncio.sleep(WATCH_S)
             for generation in self.ledger.open_generations():
                 generation.check_reader()
+
+    async def _find_worker(self) -> None:
+        """Until there is one for the first time, requests are refused: looks more often than later."""
+        while not self.workers.any:
+            await asyncio.sleep(FIRST_LOOK_S)
+            with contextlib.suppress(Unavailable):
+                await self.workers.refresh()
 
     async def _load_vocabulary(self) -> None:
         while True:

@@ -10,26 +10,28 @@ import uvloop
 from services.tokenizer.server import serve
 from shared.config import Settings, load
 from shared.errors import StartupError
+from shared.logs import configure_logging
+from shared.marks import Marks
 from shared.process import settle
-from shared.telemetry import configure_logging
 
 GRACE_S = 5.0
 
 logger = logging.getLogger(__name__)
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, marks: Marks | None = None) -> None:
     """Serves until SIGTERM or SIGINT, then ends open calls within GRACE_S. Raises StartupError."""
-    uvloop.run(_run(settings))
+    uvloop.run(_run(settings, marks or Marks()))
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, marks: Marks) -> None:
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     server = await serve(settings)
     settle()
+    marks.ready()
     logger.info("tokenizer is ready", extra={"address": server.address})
     await told.wait()
     await server.stop(GRACE_S)

@@ -20,14 +20,16 @@ class RenderPool:
     """Blocking: call `render` from threads; at most `num_processes` render at once."""
 
     def __init__(self, path: Path, templates: Mapping[str, str], num_processes: int):
-        """Starts the processes. Raises StartupError naming `path` if a template does not compile."""
+        """Starts one process, others when they are needed. Raises StartupError naming `path` if a template does not compile."""
         self._path = path
         self._templates = dict(templates)
         self._running: set[_Process] = set()
-        # None: a process to be started when it is needed.
-        self._idle: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()
+        # None: a process to be started when it is needed, which is when no idle one lies above it.
+        self._idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
         try:
-            for _ in range(num_processes if templates else 0):
+            if templates:
+                for _ in range(num_processes - 1):
+                    self._idle.put(None)
                 self._idle.put(self._start())
         except BaseException:
             self.close()

@@ -14,7 +14,7 @@ import re
 import secrets
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def _load(source: TextSource) -> Vocabulary:
     if wrong:
         raise StartupError(f"{source.path}: end-of-text id {wrong[0]} is no token: ids end at {num_tokens - 1}")
     return Vocabulary(
-        source=source,
+        source=replace(source, rules={}),  # the tokenizer holds them now; as Python objects they take 20 MB
         token_bytes=token_bytes(source.path, rules, tokens),
         special_ids=frozenset(special_ids),
         secret=secret,

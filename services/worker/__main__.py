@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import uvloop
 
@@ -27,34 +28,38 @@ from services.worker.watchdog import Watchdog
 from shared.config import Settings, WorkerConfig, cache_dir
 from shared.config import load as load_settings
 from shared.errors import StartupError, Unavailable
+from shared.imports import hollow
+from shared.logs import configure_logging
+from shared.marks import Marks
 from shared.pb import worker_pb2_grpc
 from shared.process import settle
 from shared.queue.client import Queue
 from shared.queue.connection import connect
-from shared.queue.payload import read_keys
+from shared.queue.keys import read_keys
 from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, WorkerFacts
 from shared.queue.types import Owner
 from shared.rpc import Server, serve
-from shared.telemetry import configure_logging
 
 EXIT_STUCK = 70
 SEEN_EVERY_S = 1.0
 STALL_FACTOR = 10
 SWITCH_INTERVAL_S = 0.0005
 REDIS_PATIENCE_S = 5.0
+REDIS_POLL_S = 0.02
 PROGRESS_EVERY_S = 1.0
 
 logger = logging.getLogger(__name__)
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, marks: Marks | None = None) -> None:
     """Runs a worker until SIGTERM or SIGINT has drained it; exits 70 if the engine fails or is stuck."""
+    marks = marks or Marks()
     # The engine thread holds the interpreter in long stretches; the event loop must not wait 5 ms for its turn.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # A thread of its own: the compute threads that loading starts end with it.
     with ThreadPoolExecutor(1) as loading:
-        built = loading.submit(build_runner, settings).result()
-    if uvloop.run(_run(settings, built)):
+        built = loading.submit(build_runner, settings, marks).result()
+    if uvloop.run(_run(settings, built, marks)):
         # The engine thread may never return, and must not hold up the exit.
         logging.shutdown()
         os._exit(EXIT_STUCK)
@@ -68,9 +73,9 @@ class Built:
     step_s: float = 0.0
 
 
-def build_runner(settings: Settings) -> Built:
+def build_runner(settings: Settings, marks: Marks) -> Built:
     """The runner that `settings` ask for. Raises StartupError."""
-    return Built(_sim_runner(settings.worker)) if settings.worker.runner == "sim" else _model_runner(settings)
+    return Built(_sim_runner(settings.worker)) if settings.worker.runner == "sim" else _model_runner(settings, marks)
 
 
 def _sim_runner(config: WorkerConfig) -> Runner:
@@ -86,7 +91,10 @@ def _sim_runner(config: WorkerConfig) -> Runner:
     return SimRunner(spec)
 
 
-def _model_runner(settings: Settings) -> Built:
+def _model_runner(settings: Settings, marks: Marks) -> Built:
+    # Python versions of all operators for tensors without data, which nobody here makes: a third of torch's start, 18 MB.
+    with hollow("torch._meta_registrations"):
+        import torch  # noqa: F401
     from kernels import load
     from services.worker.models import build
     from services.worker.runtime.kv_cache import plan
@@ -95,14 +103,17 @@ def _model_runner(settings: Settings) -> Built:
     config, path = settings.worker, settings.model_path
     if path is None:
         raise StartupError("a worker needs the model's files: set model_path")
+    marks("torch")
     started_at = time.monotonic()
     ops = load(config.device, cache_dir() / "kernels")
-    model = build(path, ops, _progress(str(path)), config.max_model_len, config.compute)
+    marks("kernels")
+    model = build(path, ops, _progress(str(path)), config.max_model_len, config.compute, cache_dir() / "repacked")
     if model.compute != config.compute:
         logger.warning(f"compute is {model.compute}: there are no {config.compute} kernels for this processor and model")
     logger.info(
         f"weights loaded: {model.num_bytes / 2**20:.0f} MiB, {'+'.join(model.formats)}, in {time.monotonic() - started_at:.1f} s"
     )
+    marks("weights")
     kv_dtype = config.kv_dtype or KV_DTYPE[model.compute]
     kv = plan(shape_of(model, kv_dtype), config.kv_memory, model.max_model_len)
     logger.info(kv.arithmetic)
@@ -115,8 +126,10 @@ def _model_runner(settings: Settings) -> Built:
         num_threads=config.num_threads,
         device=config.device,
     )
+    marks("KV cache")
     step_s = probe(runner, config.max_step_tokens)
     logger.info(f"a step of {config.max_step_tokens} tokens takes about {step_s:.2f} s")
+    marks("probe")
     return Built(runner, step_s)
 
 
@@ -205,8 +218,13 @@ class Worker:
         self.ended.set()
 
     async def _announce(self) -> None:
+        facts = self.facts()
+        await self._registry.announce_worker(WorkerFacts(self.owner.worker_id, self.owner.boot_id, facts))
+
+    def facts(self) -> dict[str, Any]:
+        """What it announces."""
         stats, limits = self.engine.stats(), self.limits
-        facts = {
+        return {
             "model": self._settings.names[0],
             "fingerprint": limits.fingerprint,
             "admin_address": self._server.address,
@@ -220,7 +238,6 @@ class Worker:
             "num_waiting": stats.waiting,
             "draining": self.consumer.draining,
         }
-        await self._registry.announce_worker(WorkerFacts(self.owner.worker_id, self.owner.boot_id, facts))
 
     def _engine_failed(self, error: Exception) -> None:
         self._loop.call_soon_threadsafe(self._fail, error)
@@ -265,12 +282,13 @@ async def _load(queue: Queue, redis_url: str) -> None:
         except Unavailable:
             if time.monotonic() > end:
                 raise StartupError(f"no Redis answers at {redis_url}; start one, or set --redis-url") from None
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(REDIS_POLL_S)
 
 
-async def _run(settings: Settings, built: Built) -> bool:
+async def _run(settings: Settings, built: Built, marks: Marks) -> bool:
     """Serves until told to end; whether the worker failed."""
     async with start(settings, built) as worker:
+        marks.ready(worker.facts())
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.begin_drain, settings.worker.drain_grace_s)

@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 from services.launcher import private_redis
 from shared.config import child_environment
 from shared.pb import worker_pb2, worker_pb2_grpc
-from shared.queue.payload import new_key
+from shared.queue.keys import new_key
 from tests.chaos.proxy import Proxy
 from tests.stack import ROOT, free_ports
 

@@ -8,10 +8,17 @@ from torch import Tensor
 
 from kernels.attention.cpu_fast import AttentionArgs
 from kernels.build import Library
+from kernels.kv_write.layout import KINDS
 from kernels.matmul.cpu_fast import GateUpArgs, MatmulArgs, RepackedWeight
 from kernels.norm.cpu_fast import NormArgs, QuantizeArgs
 from kernels.rope.cpu_fast import RopeArgs
 from kernels.rows import Rows, runner
+
+
+class PeaksArgs(ctypes.Structure):
+    """rt_peaks: 0 read, 1 fma, 2 madd, 3 maddubs; bytes to read; how many bytes, or rounds."""
+
+    _fields_ = (("what", ctypes.c_int64), ("data", ctypes.c_void_p), ("count", ctypes.c_int64))
 
 
 def same(a: Rows, b: Rows) -> bool:
@@ -78,7 +85,7 @@ class Fast:
         args = RopeArgs(
             *(ctypes.addressof(count), qkv.data_ptr(), qkv.stride(0), *weights, cos_sin.data_ptr()),
             *(places[0].data_ptr(), places[1].data_ptr(), q.data_ptr(), q.stride(0), caches[0].data_ptr(), caches[1].data_ptr()),
-            *(*heads, cos_sin.shape[1], int(caches[0].dtype == torch.float16), scale, 1e-6),
+            *(*heads, cos_sin.shape[1], KINDS[caches[0].dtype], scale, 1e-6),
         )
         self._run("rt_fast_rope", args)
         return q
@@ -101,7 +108,7 @@ class Fast:
         args = AttentionArgs(
             *(ctypes.addressof(count), q.data_ptr(), q.stride(0), caches[0].data_ptr(), caches[1].data_ptr()),
             *(tables.data_ptr(), ctypes.addressof(stride), start.data_ptr(), lens.data_ptr(), out.struct()),
-            *(ctypes.addressof(counter), heads, caches[0].shape[1], size, int(caches[0].dtype == torch.float16), window, softcap),
+            *(ctypes.addressof(counter), heads, caches[0].shape[1], size, KINDS[caches[0].dtype], window, softcap),
         )
         if scores is not None:
             args.scores, args.room = scores.data_ptr(), scores.numel()

@@ -9,6 +9,7 @@ from torch import Tensor
 from kernels import Ops
 from kernels.attention import reference
 from kernels.kv_write import reference as kv_reference
+from tests.kernels.caches import unwritten
 
 TOLERANCE = 2e-5  # absolute, for outputs of unit normal values
 
@@ -36,17 +37,17 @@ class Case:
 def make_case(ops: Ops, lengths: list[int], heads: int, kv_heads: int, d: int, dtype: torch.dtype) -> Case:
     total, most = sum(lengths), max(-(-n // 16) for n in lengths)
     num_blocks = most * len(lengths) + 3
-    k_cache = torch.full((num_blocks, kv_heads, d, 16), torch.nan, dtype=dtype)
-    v_cache = torch.full((num_blocks, kv_heads, 16, d), torch.nan, dtype=dtype)
+    k_cache, v_cache = unwritten(num_blocks, kv_heads, d, dtype)
     tables = torch.randperm(num_blocks)[: most * len(lengths)].view(len(lengths), most).int()
     slots = torch.cat([tables[s].long()[torch.arange(n) // 16] * 16 + torch.arange(n) % 16 for s, n in enumerate(lengths)])
     qkv = torch.randn(total, heads + 2 * kv_heads, d)
     q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
-    ops.kv_write(k, v, k_cache, v_cache, slots)
-    other = torch.full_like(k_cache, torch.nan), torch.full_like(v_cache, torch.nan)
-    kv_reference.kv_write(k, v, *other, slots)
-    assert torch.equal(k_cache.nan_to_num(9), other[0].nan_to_num(9))
-    assert torch.equal(v_cache.nan_to_num(9), other[1].nan_to_num(9))
+    kv_reference.kv_write(k, v, k_cache, v_cache, slots)
+    if dtype != torch.int8:
+        other = unwritten(num_blocks, kv_heads, d, dtype)
+        ops.kv_write(k, v, *other, slots)
+        assert torch.equal(k_cache.nan_to_num(9), other[0].nan_to_num(9))
+        assert torch.equal(v_cache.nan_to_num(9), other[1].nan_to_num(9))
     return Case(q, k_cache, v_cache, tables, lengths)
 
 
@@ -107,3 +108,13 @@ def test_wrong_types_are_refused(ops: Ops) -> None:
         case.run(ops.attention, [(0, 0, 5)])
     with pytest.raises(ValueError, match="int64 slots"):
         ops.kv_write(case.q[:, :1], case.q[:, :1], case.k_cache, case.v_cache, torch.arange(5).int())
+
+
+def test_exact_kernels_refuse_int8(ops: Ops) -> None:
+    if ops.library is None:
+        pytest.skip("the reference reads it")
+    case = make_case(ops, [5], 2, 1, 16, torch.int8)
+    with pytest.raises(ValueError, match=r"not torch\.int8"):
+        case.run(ops.attention, [(0, 0, 5)])
+    with pytest.raises(ValueError, match=r"not torch\.int8"):
+        ops.kv_write(case.q[:, :1], case.q[:, :1], case.k_cache, case.v_cache, torch.arange(5))

@@ -100,7 +100,8 @@ def test_the_portable_variant_keeps_the_same_promises(cache_dir: Path) -> None:
         whole = matmul(x, data, fmt, 19)
         torch.testing.assert_close(whole, x @ plain.T, atol=1e-3, rtol=1e-4)
         assert torch.equal(torch.cat([matmul(row, data, fmt, 19) for row in x.split(1)]), whole)
-    logits, params = torch.randn(40, 3001) * 3, plain_params(40, top_p=0.9, top_k=50, position=list(range(40)))
+    logits = torch.randn(40, 3001) * torch.linspace(0.1, 9.0, 40)[:, None]
+    params = plain_params(40, top_p=[0.9, 1.0] * 20, top_k=[50, 0, 0, 0] * 10, min_p=[0.0] * 39 + [0.1], position=list(range(40)))
     assert torch.equal(kernels.TABLE["sample"].cpu(portable)(logits, params), sample_reference.sample(logits, params))
     k, cache = torch.randn(1, 1, 64) * 1e-5, torch.zeros(2, 1, 1, 64, 16).half()
     kernels.TABLE["kv_write"].cpu(portable)(k, k, cache[0], cache[1].view(1, 1, 16, 64), torch.tensor([3]))

@@ -1,5 +1,6 @@
 """Sampling: Philox against its published vectors, each rule on small rows, C++ against the reference token for token."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -71,6 +72,46 @@ def test_broken_rows_are_named_and_leave_the_others_alone(run: Any) -> None:
     for temperature in (0.0, 1.0):
         expected = [NOT_A_NUMBER, NOT_A_NUMBER, NO_TOKEN_LEFT, 0]
         assert run(logits, plain(4, temperature=temperature, top_p=0.9)).tolist() == expected
+
+
+def test_a_penalty_that_overflows_makes_a_row_not_a_number(run: Any) -> None:
+    none: dict[str, Lists] = {name: [[]] for name in ("output", "bias", "banned")}
+    for temperature in (0.0, 1.0):
+        params = make_params(1, **none, seen=[[(0, 0)]], repetition_penalty=1e-38, temperature=temperature)
+        assert run(torch.tensor([[9.0, 1.0]]), params).tolist() == [NOT_A_NUMBER]
+
+
+def test_fewer_tokens_than_top_k_asks_for(run: Any) -> None:
+    logits = [-torch.inf] * 700 + [1.0, 0.5, -900.0]
+    assert draws(run, logits, top_k=3) == draws(run, logits, top_k=600, top_p=0.99) == {700, 701}
+    assert draws(run, logits, top_k=600, temperature=1e-45) == {700}
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0, 1.9])
+def test_weights_are_exp_to_float_precision(temperature: float) -> None:
+    x = 13.7 - torch.cat([torch.zeros(1), torch.rand(200_000) * 33]) * temperature
+    octaves = (x[0].double() - x.double()) / temperature / math.log(2)
+    exact, weights = 2.0 ** (44 - octaves), reference._weights(x, temperature).double()
+    assert weights[0] == reference.ONE
+    assert ((weights - exact).abs() <= 0.5 + (1 + octaves) * 1.3e-7 * exact).all()
+
+
+@pytest.mark.parametrize("values", [{}, {"top_p": 0.5}, {"top_k": 1000}, {"temperature": 2.0, "min_p": 0.5}])
+def test_equal_logits_of_a_large_vocabulary_are_drawn_alike(ops: Ops, values: dict[str, float]) -> None:
+    vocab, rows = 2**18, 64
+    params = plain(rows, position=list(range(rows)), **values)
+    ids = ops.sample(torch.full((1, vocab), -3.0).expand(rows, vocab), params)
+    kept = {"top_p": vocab // 2, "top_k": 1000}.get(next(iter(values), ""), vocab)
+    expected = [int(reference.philox(0, position, 0)[1] * kept) >> 32 for position in range(rows)]
+    assert ids.tolist() == expected
+
+
+def test_rows_do_not_depend_on_their_neighbours(ops: Ops) -> None:
+    logits = torch.randn(6, 9000) * torch.tensor([[0.01], [0.5], [1.0], [2.0], [4.0], [8.0]])
+    values = {"temperature": [0.0, 0.6, 0.8, 1.0, 1.5, 2.0], "top_p": [0.9, 0.95, 1.0, 0.99, 0.5, 0.3]}
+    whole = ops.sample(logits, plain(6, **values)).tolist()
+    alone = [ops.sample(logits[r : r + 1], plain(1, **{name: v[r] for name, v in values.items()})) for r in range(6)]
+    assert whole == [int(token) for token in alone]
 
 
 def test_draws_follow_the_probabilities(ops: Ops) -> None:

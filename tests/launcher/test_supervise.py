@@ -37,6 +37,25 @@ async def test_a_child_that_dies_is_started_again(tmp_path: Path, monkeypatch: p
     assert supervisor.children[0].num_restarts >= 2
 
 
+async def test_a_child_tells_once_that_it_is_ready() -> None:
+    """In pieces, and however often it is started: the first whole line counts."""
+    code = """
+        import json, os, time
+        line = json.dumps({"ends": [["imports", time.monotonic()], ["ready", time.monotonic()]], "facts": {"room": 2}}) + "\\n"
+        os.write(0, line[:20].encode())
+        time.sleep(0.05)
+        os.write(0, line[20:].encode() + b"more")
+        time.sleep(60)
+    """
+    supervisor = Supervisor()
+    await supervisor.add(child("talks", code))
+    start = await asyncio.wait_for(supervisor.children[0].ready, 10)
+    assert [name for name, _ in start.parts] == ["imports", "ready"]
+    assert all(took_s >= 0 for _, took_s in start.parts)
+    assert start.facts == {"room": 2}
+    await supervisor.stop()
+
+
 async def test_a_child_that_says_so_is_not_started_again() -> None:
     supervisor = Supervisor()
     await supervisor.add(child("hopeless", f"raise SystemExit({EXIT_CONFIG})"))

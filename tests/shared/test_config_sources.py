@@ -27,7 +27,7 @@ def test_flag_beats_environment_beats_file(tmp_path: Path, monkeypatch: pytest.M
 def test_a_file_written_for_a_child_reads_back_the_same(tmp_path: Path) -> None:
     import json
 
-    settings = load(["--kv-memory", "2GiB", "--served-names", "a,b", "--runner", "sim"])
+    settings = load(["--kv-memory", "2GiB", "--kv-dtype", "int8", "--served-names", "a,b", "--runner", "sim"])
     file = tmp_path / "child.json"
     file.write_text(json.dumps(settings.model_dump(mode="json", exclude_none=True)))
     assert load(["--config", str(file)]).model_dump() == settings.model_dump()
@@ -40,6 +40,7 @@ def test_a_file_written_for_a_child_reads_back_the_same(tmp_path: Path) -> None:
         (["--port", "x"], "router.port"),
         (["--port"], "expected one argument"),
         (["--runner", "gpu"], "'model' or 'sim'"),
+        (["--kv-dtype", "int4"], "'float32', 'float16' or 'int8'"),
         (["--max-num-seqs", "0"], "greater than or equal to 1"),
         (["--config", "/nowhere.yaml"], "no such configuration file: /nowhere.yaml"),
         (["--config"], "--config needs a file name"),

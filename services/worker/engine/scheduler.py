@@ -3,7 +3,9 @@
 There is no prefill and no decode: a sequence owes its known tokens less its computed ones, and each step pays some.
 
 1. Every running sequence is promised one token of the step's budget. What is over goes to them in order, then to
-   waiting ones. So a long prompt never takes the token of a sequence that only decodes.
+   waiting ones. So a long prompt never takes the token of a sequence that only decodes. While any decodes, a step
+   computes few other tokens (MIXED_*): past a handful of rows every token costs its time, and all wait for the longest
+   step. While sequences wait for a seat, no running one takes more than half of what is over.
 2. A waiting sequence gets a seat when blocks for all that it owes are free, beyond those promised to running ones. The
    first that cannot makes all behind it wait, so none is passed over for ever.
 3. Of n choices the first computes the prompt; the others wait until it has, and find its blocks in the cache.
@@ -14,6 +16,7 @@ It knows nothing of threads, time or the device.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
@@ -23,6 +26,10 @@ from services.worker.engine.lines import Lines
 from services.worker.engine.sequence import Delta, Finish, Key, Request, Sequence, Work
 from services.worker.engine.step import Row, RowResult, RunnerLimits, Start, Step, StepResult
 from services.worker.engine.stopping import Stopping
+
+MIXED_LEAST = 64  # tokens beyond one of each running sequence, in a step in which some decode,
+MIXED_EACH = 3  # or so many for each that decodes: their prompts need as many where outputs are a third as long
+MIXED_CONTEXT = 1500  # a token behind so many others counts twice there: attention costs what products do (SmolLM2-135M, CPU)
 
 Drafter = Callable[[list[int], int], Ids[int]]
 """Guesses what follows the known tokens: at most so many ids, perhaps none."""
@@ -134,16 +141,27 @@ class Scheduler:
             plan.step.ends, self._ends = self._ends, []
         return plan
 
+    def _budget(self) -> int:
+        """Most tokens of the next step."""
+        running = self.lines.running
+        num_decoding = sum(len(sequence.tokens) - sequence.num_computed == 1 for sequence in running)
+        if not num_decoding:
+            return self._max_step_tokens
+        return min(self._max_step_tokens, len(running) + max(MIXED_LEAST, MIXED_EACH * num_decoding))
+
     def _schedule_running(self, plan: Plan) -> int:
         """Adds rows for running sequences; the budget left. The line may lose its last ones, and those that never fit."""
         running, size, index = self.lines.running, self._limits.block_size, 0
-        budget = self._max_step_tokens
+        budget = self._budget()
         spare = max(0, budget - len(running))
+        most = (spare + 1) // 2 if self.lines.waiting else spare  # of one sequence
+        is_mixed = budget < self._max_step_tokens
         while index < len(running) and budget:
             sequence = running[index]
-            count = len(sequence.tokens) - sequence.num_computed
+            count, weight = len(sequence.tokens) - sequence.num_computed, 1.0
             if count > 1:
-                count = min(count, 1 + spare, budget)
+                weight = 1 + sequence.num_computed / MIXED_CONTEXT if is_mixed else 1.0
+                count = min(count, 1 + int(min(spare, most) / weight), budget)
             end = sequence.num_computed + count
             if end > len(sequence.blocks) * size:
                 if not self.lines.fits(sequence):
@@ -152,13 +170,14 @@ class Scheduler:
                 if not self.lines.extend(sequence, end):
                     break
             index += 1
+            cost = math.ceil((count - 1) * weight)
             drafts: Ids[int] = ()
-            if self._drafter is not None and spare >= count and end == len(sequence.tokens):
-                drafts = self._drafts(self._drafter, sequence, spare - count + 1)
+            if self._drafter is not None and spare > cost and end == len(sequence.tokens):
+                drafts = self._drafts(self._drafter, sequence, spare - cost)
             self._add_row(plan, sequence, end, drafts)
-            count += len(drafts)
-            spare -= count - 1
-            budget -= count
+            cost += len(drafts)
+            spare -= cost
+            budget -= 1 + cost
         return budget
 
     def _schedule_waiting(self, plan: Plan, budget: int) -> None:

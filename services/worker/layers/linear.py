@@ -3,7 +3,7 @@
 It knows nothing of formats, files, tensor names or of what the numbers are for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -13,20 +13,18 @@ from torch import Tensor
 from kernels.step_ops import Norm, Rows, StepOps
 from kernels.weight import Linear, Part, Weight
 
-Repack = Callable[[Weight], Weight]
 
-
-def fused(weights: Sequence[Weight], biases: Sequence[Tensor] = (), repack: Repack | None = None) -> Linear:
+def fused(weights: Sequence[Weight], biases: Sequence[Tensor] = ()) -> Linear:
     """One layer that gives the outputs of all `weights` end to end; neighbours of one format become one product.
 
-    biases: none, or one [N] float32 per weight. repack: what is done to each weight of the result.
+    biases: none, or one [N] float32 per weight.
     """
     parts, begin = [], 0
     for _, group in groupby(weights, key=lambda weight: weight.format):
         same = list(group)
         whole = same[0] if len(same) == 1 else Weight(torch.cat([w.data for w in same]), same[0].format, same[0].k)
         bias = torch.cat(list(biases[begin : begin + len(same)])) if biases else None
-        parts.append(Part(whole if repack is None else repack(whole), bias))
+        parts.append(Part(whole, bias))
         begin += len(same)
     return tuple(parts)
 

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from kernels import Ops
+from kernels.build import Library
+from kernels.matmul.layout import layout_version
 from kernels.recorder_fast import can_be_fast, repacked
 from services.worker.backends.paged import PagedBackend
 from services.worker.models.assemble import assemble
@@ -22,6 +24,7 @@ from services.worker.models.qwen import qwen2, qwen3
 from services.worker.models.spec import Config, ModelSpec
 from services.worker.weights import open_checkpoint
 from services.worker.weights.checkpoint import Checkpoint, Progress, Weights
+from services.worker.weights.repacked import Repacked
 from shared.errors import StartupError
 
 ARCHITECTURES: Mapping[str, Callable[[Config], ModelSpec]] = {
@@ -60,12 +63,18 @@ class Model:
 
 
 def build(
-    path: Path, ops: Ops, progress: Progress | None = None, max_model_len: int | None = None, compute: str = "exact"
+    path: Path,
+    ops: Ops,
+    progress: Progress | None = None,
+    max_model_len: int | None = None,
+    compute: str = "exact",
+    cache_dir: Path | None = None,
 ) -> Model:
     """Reads the model at `path`; sequences will be at most max_model_len tokens (None: all the model allows).
 
     compute "fast" is had where the ops have fast bodies for the model, "exact" elsewhere: the result says which.
-    progress(bytes read, bytes in all) is called for every tensor. StartupError names the file and the fault.
+    progress(bytes read, bytes in all) is called for every tensor. Weights whose repacking takes long are kept in cache_dir.
+    StartupError names the file and the fault.
     """
     checkpoint = open_checkpoint(path)
     spec = spec_of(checkpoint)
@@ -73,7 +82,7 @@ def build(
     if served > spec.context_length:
         raise StartupError(f"max-model-len {served} exceeds the {spec.context_length} tokens of {path}; lower it")
     fast = compute == "fast" and can_be_fast(ops.library, spec.head_dim)
-    weights = Weights(checkpoint, progress, partial(repacked, ops.library) if fast else None)
+    weights = Weights(checkpoint, progress, _tiles(checkpoint, ops.library, cache_dir) if fast else None)
     decoder = assemble(spec, weights, PagedBackend(), served)
     formats = tuple(sorted(weights.formats))
     numerics = f"{checkpoint.revision} {'+'.join(formats)}"
@@ -82,6 +91,13 @@ def build(
     return Model(
         spec, decoder, served, checkpoint.eos_token_ids, weights.num_bytes, formats, numerics, ops, "fast" if fast else "exact"
     )
+
+
+def _tiles(checkpoint: Checkpoint, library: Library | None, cache_dir: Path | None) -> Repacked:
+    file = None
+    if cache_dir is not None and library is not None:
+        file = cache_dir / f"{checkpoint.revision[:32]}-{library.variant}-{layout_version()}.tiles"
+    return Repacked(partial(repacked, library), file)
 
 
 def spec_of(checkpoint: Checkpoint) -> ModelSpec:

@@ -1,7 +1,6 @@
 """The paged KV cache: how many blocks fit in memory, and the tensors of every layer.
 
-Letters: N blocks, K key-value heads, D head size. Layout (kernels/kv_write): k [N, K, D, 16], v [N, K, 16, D].
-It knows nothing of which sequence a block belongs to.
+How they are laid out: kernels/kv_write/layout.py. It knows nothing of which sequence a block belongs to.
 """
 
 from collections.abc import Sequence
@@ -11,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kernels.kv_write import layout
 from services.worker.engine.step import BLOCK_SIZE
 from shared.errors import StartupError
 
 FREE_SHARE = 4
 MOST_UNASKED = 4 * 2**30
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -33,7 +33,14 @@ class KVShape:
     @property
     def block_bytes(self) -> int:
         """Bytes of one block over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * BLOCK_SIZE * DTYPES[self.dtype].itemsize
+        keys, values = layout.empty(1, self.num_kv_heads, self.head_dim, DTYPES[self.dtype], "meta")
+        return self.num_layers * (keys.nbytes + values.nbytes)
+
+    @property
+    def head_bytes(self) -> str:
+        """The keys or values of one head and token, for people."""
+        numbers = f"{self.head_dim} x {DTYPES[self.dtype].itemsize} bytes"
+        return f"({numbers} + 4 of scale)" if self.dtype == "int8" else numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +74,15 @@ def plan(shape: KVShape, memory: int | None, max_model_len: int, free: int | Non
     return KVPlan(
         num_blocks,
         f"KV cache {_size(num_blocks * shape.block_bytes)} ({source}) = {num_blocks} blocks of {BLOCK_SIZE} tokens x "
-        f"{shape.num_layers} layers x 2 x {shape.num_kv_heads} heads x {shape.head_dim} x {DTYPES[shape.dtype].itemsize} bytes: "
+        f"{shape.num_layers} layers x 2 x {shape.num_kv_heads} heads x {shape.head_bytes}: "
         f"{num_blocks * BLOCK_SIZE} tokens, {num_blocks // needed} requests of full context ({max_model_len})",
     )
 
 
 def allocate(shape: KVShape, num_blocks: int, device: str) -> Sequence[tuple[Tensor, Tensor]]:
     """Uninitialised (k_cache, v_cache) of each layer; pages of memory are taken as they are first written."""
-    dtype = DTYPES[shape.dtype]
-    keys = (num_blocks, shape.num_kv_heads, shape.head_dim, BLOCK_SIZE)
-    values = (num_blocks, shape.num_kv_heads, BLOCK_SIZE, shape.head_dim)
-    return [
-        (torch.empty(keys, dtype=dtype, device=device), torch.empty(values, dtype=dtype, device=device))
-        for _ in range(shape.num_layers)
-    ]
+    whole = (num_blocks, shape.num_kv_heads, shape.head_dim, DTYPES[shape.dtype], device)
+    return [layout.empty(*whole) for _ in range(shape.num_layers)]
 
 
 def free_memory() -> int:

@@ -24,10 +24,16 @@ PROBE_TOKENS = 128
 
 # Of the KV cache, where nobody asks for another: rounding keys and values costs less than rounding activations does.
 KV_DTYPE = {"fast": "float16", "exact": "float32"}
+EXACT_DTYPES = ("float16", "float32")  # fast kernels know every one of DTYPES
 
 
 def shape_of(model: Model, kv_dtype: str) -> KVShape:
-    """What a token of `model` takes in the KV cache."""
+    """What a token of `model` takes in the KV cache. StartupError if its kernels do not know kv_dtype."""
+    if kv_dtype not in EXACT_DTYPES and model.compute == "exact":
+        raise StartupError(
+            f"kv-dtype {kv_dtype} is for fast kernels, and this model is computed exact: set --compute fast where the processor "
+            f"has them, else --kv-dtype {' or '.join(EXACT_DTYPES)}"
+        )
     return KVShape(model.num_layers, model.spec.num_kv_heads, model.spec.head_dim, kv_dtype)
 
 

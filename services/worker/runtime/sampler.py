@@ -95,6 +95,8 @@ class Sampled:
 
     def draw(self) -> "Draw":
         """What the next token depends on, as of now."""
+        if self.output is None and self.seen is None and self.num_output >= self.params.min_tokens:
+            return Draw(self, self.num_output, _NONE, _NONE, _NONE, _NONE)
         banned = self.end_ids if self.num_output < self.params.min_tokens else _NONE
         return Draw(
             self,
@@ -106,9 +108,9 @@ class Sampled:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draw:
-    """One row of SampleParams."""
+    """One row of SampleParams; a plain one has no lists."""
 
     sequence: Sampled
     position: int
@@ -116,6 +118,11 @@ class Draw:
     output_counts: NDArray[np.int32]
     seen_ids: NDArray[np.int32]
     banned_ids: NDArray[np.int32]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but the position changes from one draw to the next."""
+        return self.output_ids is self.seen_ids is self.banned_ids is _NONE
 
 
 class Sampler:
@@ -212,12 +219,22 @@ class Columns:
         self._device = device
         self._sequences: list[Sampled] = []
         self._fixed: dict[str, Tensor] = {}
+        self._plain: SampleParams | None = None  # of the same sequences, if none has lists
 
     def params_of(self, draws: Sequence[Draw]) -> SampleParams:
-        """The arrays of `draws`, on the device."""
+        """The arrays of `draws`, on the device; valid until the next call."""
         sequences = [draw.sequence for draw in draws]
         if sequences != self._sequences:
-            self._sequences, self._fixed = sequences, self._fixed_of(sequences)
+            self._sequences, self._fixed, self._plain = sequences, self._fixed_of(sequences), None
+        if not all(draw.is_plain for draw in draws):
+            return self._whole(draws)
+        if self._plain is None:
+            self._plain = self._whole(draws)
+        else:
+            self._plain.position.copy_(torch.from_numpy(np.array([draw.position for draw in draws])))
+        return self._plain
+
+    def _whole(self, draws: Sequence[Draw]) -> SampleParams:
         output, seen, banned = zip(*[(draw.output_ids, draw.seen_ids, draw.banned_ids) for draw in draws], strict=True)
         return SampleParams(
             **self._fixed,

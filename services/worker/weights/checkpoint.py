@@ -7,6 +7,9 @@ It knows nothing of file formats or of which tensors a model needs.
 import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ import torch
 from torch import Tensor
 
 from kernels.matmul.formats import FORMATS
-from kernels.weight import Linear, Weight
-from services.worker.layers.linear import Repack, fused
+from kernels.weight import Linear, Part, Weight
+from services.worker.layers.linear import fused
+from services.worker.weights.repacked import Repacked
 from shared.errors import StartupError
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
@@ -52,30 +56,41 @@ class Weights:
     All methods raise StartupError naming file and tensor.
     """
 
-    def __init__(self, checkpoint: Checkpoint, progress: Progress | None = None, repack: Repack | None = None):
+    def __init__(self, checkpoint: Checkpoint, progress: Progress | None = None, repacked: Repacked | None = None):
         self.checkpoint = checkpoint
-        self.repack = repack
+        self.repacked = repacked
         self.progress = progress or (lambda done, total: None)
         self.unused = dict(checkpoint.entries)
         self.num_bytes = sum(entry.num_bytes for entry in self.unused.values())
         self.num_bytes_read = 0
         self.formats: set[str] = set()
-
-    def weight(self, name: str, n: int, k: int) -> Weight:
-        """The n x k matrix `name`, in its stored format."""
-        entry = self._take(name, (n, k))
-        return Weight(self._read(entry), entry.format, k)
+        self._accounted: set[str] = set()
 
     def linear(self, parts: Mapping[str, int], k: int, *, bias: bool = False) -> Linear:
         """One layer [T, k] -> [T, sum of rows] from the modules in `parts` (name -> rows), in order."""
-        weights = [self.weight(f"{name}.weight", n, k) for name, n in parts.items()]
+        entries = [self._take(f"{name}.weight", (n, k)) for name, n in parts.items()]
         biases = [self.vector(f"{name}.bias", n) for name, n in parts.items()] if bias else []
-        return fused(weights, biases, self.repack)
+        if self.repacked is None:
+            return fused([self._stored([entry], k) for entry in entries], biases)
+        linear: list[Part] = []
+        for _, group in groupby(entries, key=attrgetter("format")):
+            same = list(group)
+            begin = sum(part.weight.n for part in linear)
+            n = sum(entry.shape[0] for entry in same)
+            weight = self.repacked.weight(same[0].file_name, same[0].format, n, k, partial(self._stored, same, k))
+            self._account(same)
+            linear.append(Part(weight, torch.cat(biases)[begin : begin + n] if bias else None))
+        return tuple(linear)
 
     def vector(self, name: str, n: int) -> Tensor:
         """The n numbers `name` as float32."""
         entry = self._take(name, (n,))
         return self._read(entry).float()
+
+    def _stored(self, entries: Sequence[Entry], k: int) -> Weight:
+        """Tensors of one format end to end, as they are stored."""
+        (part,) = fused([Weight(self._read(entry), entry.format, k) for entry in entries])
+        return part.weight
 
     def finish(self, ignored: Sequence[str] = ()) -> None:
         """Refuses tensors nobody asked for, except those whose names begin or end with one of `ignored`."""
@@ -87,6 +102,8 @@ class Weights:
                 "the file is damaged or of another architecture"
             )
         self.progress(self.num_bytes, self.num_bytes)
+        if self.repacked is not None:
+            self.repacked.keep()
 
     def _take(self, name: str, shape: tuple[int, ...]) -> Entry:
         entry = self.unused.pop(name, None)
@@ -112,7 +129,14 @@ class Weights:
         data = entry.read()
         # Mapped files are read on first touch: touch every page now, so that progress is true and no request waits.
         data.view(torch.uint8).flatten()[:: mmap.PAGESIZE].sum()
-        self.formats.add(entry.format)
-        self.num_bytes_read += entry.num_bytes
-        self.progress(self.num_bytes_read, self.num_bytes)
+        self._account([entry])
         return data
+
+    def _account(self, entries: Sequence[Entry]) -> None:
+        """These are in use; safe to call again."""
+        for entry in entries:
+            if entry.file_name not in self._accounted:
+                self._accounted.add(entry.file_name)
+                self.formats.add(entry.format)
+                self.num_bytes_read += entry.num_bytes
+                self.progress(self.num_bytes_read, self.num_bytes)

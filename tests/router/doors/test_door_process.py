@@ -10,7 +10,7 @@ SCRIPT = """
 import asyncio
 import services.router.__main__ as router
 from shared.config import RouterConfig, Settings
-from shared.telemetry import configure_logging
+from shared.logs import configure_logging
 from tests.router.doors.fake_plane import FakePlane
 
 async def opened(settings):

@@ -28,7 +28,7 @@ from shared.config import RouterConfig, Settings, model_name
 from shared.pb import tokenizer_pb2_grpc
 from shared.queue.client import Queue
 from shared.queue.connection import connect
-from shared.queue.payload import new_key, read_keys
+from shared.queue.keys import new_key, read_keys
 from shared.queue.registry import Registry, WorkerFacts
 from shared.queue.types import Owner, Timings
 from tests.redis_server import RedisServer, launch

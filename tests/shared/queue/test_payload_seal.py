@@ -6,7 +6,8 @@ import pytest
 
 from shared.errors import StartupError
 from shared.pb import types_pb2
-from shared.queue.payload import BadPayload, digest, new_key, open_sealed, read_keys, seal
+from shared.queue.keys import new_key, read_keys
+from shared.queue.payload import BadPayload, digest, open_sealed, seal
 from shared.queue.rid import is_rid, new_rid, rid_for_key, shard_of
 
 OLD, NEW, FOREIGN = b"o" * 32, b"n" * 32, b"f" * 32

@@ -48,6 +48,30 @@ def test_a_decoder_behind_a_long_prompt_keeps_its_token_each_step():
     assert all(_shape(drive, index) == [(1, 15), (0, 1)] for index in range(2, 11))
 
 
+def test_while_one_decodes_prompts_come_in_small_pieces():
+    drive = Drive(SPEC, max_step_tokens=512)
+    drive.submit(A, range(4), _params(30))
+    drive.step()
+    drive.submit(B, range(100, 500), _params(2))
+    for _ in range(3):
+        drive.step()
+    assert _shape(drive, 1) == [(0, 1), (1, 64)]
+    assert _shape(drive, 2) == [(0, 1), (1, 62)]  # those behind 64 others count more
+    drive.run()
+    drive.check_all()
+
+
+def test_a_long_prompt_leaves_half_of_what_is_over_to_those_who_wait():
+    drive = Drive(SPEC, max_step_tokens=64)
+    drive.submit(A, range(400), _params(2))
+    drive.step()
+    drive.submit(B, range(500, 520), _params(2))
+    drive.step()
+    assert _shape(drive, 1) == [(0, 33), (1, 20)]
+    drive.run()
+    drive.check_all()
+
+
 def test_waiting_goes_by_band_then_tag_then_arrival():
     drive = Drive(SPEC, max_num_seqs=1)
     for key, band, tag in [(A, 1, 0.0), (B, 0, 9.0), (C, 0, 3.0), (("d", 1), 0, 3.0)]:
@@ -263,7 +287,8 @@ def test_under_four_percent_of_referenced_slots_are_unused():
         unused, total = unused + lacking, total + slots
     drive.check_all()
     assert drive.scheduler.lines.num_preemptions < 5
-    assert unused / total < 0.02
+    # 0.023: in small pieces (MIXED_*) more steps see prompts that end within a block.
+    assert unused / total < 0.03
 
 
 def test_blocks_kept_for_those_running_spare_preemptions():

@@ -9,6 +9,7 @@ from torch import Tensor
 from services.worker.batch import Batch
 from services.worker.models import Model
 from services.worker.runtime.forward import Capacity, forwarding
+from tests.kernels.caches import unwritten
 
 BLOCK_SIZE = 16
 
@@ -23,14 +24,7 @@ class PagedLoop:
         num_blocks = num_rows * self.blocks_per_row
         order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(7))
         self.tables = order.reshape(num_rows, -1).to(torch.int32)
-        heads, size = spec.num_kv_heads, spec.head_dim
-        self.kv = [
-            (
-                torch.full((num_blocks, heads, size, BLOCK_SIZE), torch.nan, dtype=dtype),
-                torch.full((num_blocks, heads, BLOCK_SIZE, size), torch.nan, dtype=dtype),
-            )
-            for _ in range(model.num_layers)
-        ]
+        self.kv = [unwritten(num_blocks, spec.num_kv_heads, spec.head_dim, dtype) for _ in range(model.num_layers)]
         self.lengths = [0] * num_rows
         capacity = Capacity(num_rows * max_tokens, num_rows, self.blocks_per_row)
         self.forward = forwarding(model, self.kv, capacity)

@@ -93,6 +93,13 @@ def test_the_kv_cache_is_sized_from_memory() -> None:
     assert values.shape == (7, 3, 16, 8)
 
 
+def test_an_int8_cache_has_a_scale_for_every_token_and_head() -> None:
+    shape = replace(SHAPE, dtype="int8")
+    assert shape.block_bytes == 2 * 2 * 3 * 16 * (8 + 4)
+    assert "x 2 x 3 heads x (8 x 1 bytes + 4 of scale): 1600 tokens" in plan(shape, 100 * shape.block_bytes, 160).arithmetic
+    assert sum(part.nbytes for layer in allocate(shape, 7, "cpu") for part in layer) == 7 * shape.block_bytes
+
+
 def test_too_little_memory_is_one_line_with_the_numbers() -> None:
     with pytest.raises(StartupError, match=r"room for 32 tokens.*has 160.*raise --kv-memory or set --max-model-len 32"):
         plan(SHAPE, 2 * SHAPE.block_bytes, max_model_len=160)
@@ -142,6 +149,11 @@ def test_logits_that_are_no_numbers_end_their_row_alone(model: Model) -> None:
     assert engine.finishes["bad", 0].reason == "error"
     assert "not a number" in (engine.finishes["bad", 0].error or "")
     assert engine.tokens["good", 0] == expected
+
+
+def test_exact_kernels_and_an_int8_cache_do_not_start(model: Model) -> None:
+    with pytest.raises(StartupError, match=r"^kv-dtype int8 is for fast kernels.*--compute fast.*--kv-dtype float16 or float32$"):
+        runner_of(model, 8, kv_dtype="int8")
 
 
 def test_a_model_that_computes_no_numbers_does_not_start(model: Model) -> None:

@@ -1,0 +1,68 @@
+// Across lanes, in AVX2 and NEON: the largest of 32 numbers, rounding, sums, and narrowing to 16 and 8 bits.
+//
+//     largest_magnitude(x)       of the 32 floats at x
+//     whole_sum(v)               of eight whole numbers
+//     nearest(v)                 whole numbers, halves to even
+//     put_words(to, a, b)        16 numbers as int16
+//     put_bytes(to, a, b, c, d)  32 numbers as int8
+//
+// It knows nothing of what the numbers mean.
+#pragma once
+
+#include "simd.h"
+
+#ifdef ROADTRAIN_AVX2
+
+INLINE float largest_magnitude(const float* x) {
+    const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256 m = _mm256_max_ps(_mm256_max_ps(_mm256_and_ps((__m256)load(x), mask), _mm256_and_ps((__m256)load(x + 8), mask)),
+                             _mm256_max_ps(_mm256_and_ps((__m256)load(x + 16), mask), _mm256_and_ps((__m256)load(x + 24), mask)));
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+
+INLINE int32_t whole_sum(i8 lanes) {
+    const __m256i v = (__m256i)lanes;
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
+INLINE i8 nearest(v8 x) { return (i8)_mm256_cvtps_epi32((__m256)x); }
+
+INLINE void put_words(int16_t* to, i8 a, i8 b) {
+    _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)a, (__m256i)b), 0xd8));
+}
+
+INLINE void put_bytes(int8_t* to, i8 a, i8 b, i8 c, i8 d) {
+    const __m256i low = _mm256_packs_epi32((__m256i)a, (__m256i)b), high = _mm256_packs_epi32((__m256i)c, (__m256i)d);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256((__m256i*)to, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order));
+}
+
+#elif defined(ROADTRAIN_NEON)
+
+INLINE float largest_magnitude(const float* x) {
+    float32x4_t most = vabsq_f32(vld1q_f32(x));
+    for (int i = 4; i < 32; i += 4) most = vmaxq_f32(most, vabsq_f32(vld1q_f32(x + i)));
+    return vmaxvq_f32(most);
+}
+
+INLINE int32_t whole_sum(i8 v) { return vaddvq_s32(v.low + v.high); }
+
+INLINE i8 nearest(v8 x) { return {vcvtnq_s32_f32(x.low), vcvtnq_s32_f32(x.high)}; }
+
+INLINE int16x8_t words(i8 v) { return vqmovn_high_s32(vqmovn_s32(v.low), v.high); }
+
+INLINE void put_words(int16_t* to, i8 a, i8 b) {
+    vst1q_s16(to, words(a));
+    vst1q_s16(to + 8, words(b));
+}
+
+INLINE void put_bytes(int8_t* to, i8 a, i8 b, i8 c, i8 d) {
+    vst1q_s8(to, vqmovn_high_s16(vqmovn_s16(words(a)), words(b)));
+    vst1q_s8(to + 16, vqmovn_high_s16(vqmovn_s16(words(c)), words(d)));
+}
+
+#endif
