@@ -1,13 +1,13 @@
 """The instruction sets the kernels are compiled for, and which of them a processor has, best first.
 
-    avx512vnni  AVX2, and products of whole numbers by vpdpbusd and vpdpwssd, 256 bits wide, the activations broadcast
-    avxvnni     the same two instructions without AVX-512
+    avx512vnni  AVX2, and products by AVX-512: vpdpbusd and vpdpwssd on sixteen rows of weights at once
+    avxvnni     AVX2, and products of whole numbers by the same two instructions, 256 bits wide
     avx2        AVX2 with FMA and half floats
     neon        64-bit ARM with dot products
     portable    whatever the compiler takes for granted; has no fast bodies
 
-The VNNI variants are compiled with the flags of avx2: their two instructions are written out in matmul/dot.h, and nothing
-else may differ from what has been tested more. It knows nothing of compilers beyond the names of their flags.
+The VNNI variants are compiled with the flags of avx2: their instructions are in matmul/dot.h and matmul/tiles512.h alone, and
+nothing else may differ from what has been tested more. It knows nothing of compilers beyond the names of their flags.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
 }
 # By the names /proc/cpuinfo has for them.
 _NEEDS = {
-    "avx512vnni": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"},
+    "avx512vnni": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
     "avxvnni": {"avx2", "fma", "f16c", "avx_vnni"},
     "avx2": {"avx2", "fma", "f16c"},
     "neon": {"asimddp", "atomics"},

@@ -61,28 +61,28 @@ void put_half(uint8_t* to, int64_t index, float value) {
 
 void write_group(int64_t kind, const Group& from, int64_t r, uint8_t* to) {
     put_half(to, r, from.d[0]);
-    if (kind == RT_Q4_MIN || kind == RT_Q8_MIN) put_half(to, 8 + r, from.m);
-    uint8_t* q = to + (kind == RT_Q4_MIN || kind == RT_Q8_MIN ? 32 : 16);
+    if (kind == RT_Q4_MIN || kind == RT_Q8_MIN) put_half(to, LANES + r, from.m);
+    uint8_t* q = to + (kind == RT_Q4_MIN || kind == RT_Q8_MIN ? 4 : 2) * LANES;
     if (kind <= RT_Q4_MIN) {
-        for (int i = 0; i < 16; i++) q[i / 4 * 32 + r * 4 + i % 4] = (uint8_t)(from.q[i] | from.q[i + 16] << 4);
+        for (int i = 0; i < 16; i++) q[i / 4 * 4 * LANES + r * 4 + i % 4] = (uint8_t)(from.q[i] | from.q[i + 16] << 4);
         return;
     }
     for (int i = 0; i < 32; i++) {
-        int64_t gap = kind == RT_Q8_HALF && i >= 16 ? 16 : 0;
-        q[gap + i / 2 * 16 + r * 2 + i % 2] = (uint8_t)(int8_t)from.q[i];
+        int64_t gap = kind == RT_Q8_HALF && i >= 16 ? 2 * LANES : 0;
+        q[gap + i / 2 * 2 * LANES + r * 2 + i % 2] = (uint8_t)(int8_t)from.q[i];
     }
-    if (kind == RT_Q8_HALF) put_half(to + 144, r, from.d[1]);
+    if (kind == RT_Q8_HALF) put_half(to + 18 * LANES, r, from.d[1]);
 }
 
 void read_tile_row(const rt_weight& w, int64_t row, float scale, float* out) {
     const uint8_t* tile = w.data + row / tile_rows(w.kind) * tile_bytes(w.kind, w.k);
     const int64_t r = row % tile_rows(w.kind), size = tile_bytes(w.kind, 32);
     for (int64_t i = 0; i < w.k; i++) {
-        if (w.kind == RT_F32) { memcpy(out + i, tile + (i * 16 + r) * 4, 4); out[i] *= scale; continue; }
-        if (w.kind == RT_F16) { out[i] = half_at(tile + (i * 16 + r) * 2) * scale; continue; }
+        if (w.kind == RT_F32) { memcpy(out + i, tile + (i * 2 * LANES + r) * 4, 4); out[i] *= scale; continue; }
+        if (w.kind == RT_F16) { out[i] = half_at(tile + (i * 2 * LANES + r) * 2) * scale; continue; }
         if (w.kind == RT_BF16) {
             uint16_t high;
-            memcpy(&high, tile + (i * 16 + r) * 2, 2);
+            memcpy(&high, tile + (i * 2 * LANES + r) * 2, 2);
             uint32_t bits = (uint32_t)high << 16;
             memcpy(out + i, &bits, 4);
             out[i] *= scale;
@@ -91,13 +91,13 @@ void read_tile_row(const rt_weight& w, int64_t row, float scale, float* out) {
         const uint8_t* g = tile + i / 32 * size;
         const int j = (int)(i % 32);
         const bool least = w.kind == RT_Q4_MIN || w.kind == RT_Q8_MIN;
-        float d = half_at(g + r * 2 + (w.kind == RT_Q8_HALF && j >= 16 ? 144 : 0)), m = least ? half_at(g + 16 + r * 2) : 0.0f;
-        const uint8_t* q = g + (least ? 32 : 16);
+        float d = half_at(g + r * 2 + (w.kind == RT_Q8_HALF && j >= 16 ? 18 * LANES : 0)), m = least ? half_at(g + 2 * LANES + r * 2) : 0.0f;
+        const uint8_t* q = g + (least ? 4 : 2) * LANES;
         float value;
         if (w.kind <= RT_Q4_MIN) {
-            uint8_t both = q[j % 16 / 4 * 32 + r * 4 + j % 4];
+            uint8_t both = q[j % 16 / 4 * 4 * LANES + r * 4 + j % 4];
             value = (float)(j < 16 ? both & 15 : both >> 4) - (w.kind == RT_Q4 ? 8.0f : 0.0f);
-        } else value = (float)(int8_t)q[(w.kind == RT_Q8_HALF && j >= 16 ? 16 : 0) + j / 2 * 16 + r * 2 + j % 2];
+        } else value = (float)(int8_t)q[(w.kind == RT_Q8_HALF && j >= 16 ? 2 * LANES : 0) + j / 2 * 2 * LANES + r * 2 + j % 2];
         out[i] = (d * value + m) * scale;
     }
 }
@@ -118,7 +118,7 @@ EXPORT int rt_fast_repack(const uint8_t* from, int64_t row_bytes, int fmt, int64
         for (int64_t r = 0; r < rows && tile * rows + r < n; r++) {
             const uint8_t* row = from + (tile * rows + r) * row_bytes;
             uint8_t* out = to + tile * bytes;
-            if (kind >= RT_F32) for (int64_t i = 0; i < k; i++) memcpy(out + (i * 16 + r) * size, row + i * size, (size_t)size);
+            if (kind >= RT_F32) for (int64_t i = 0; i < k; i++) memcpy(out + (i * 2 * LANES + r) * size, row + i * size, (size_t)size);
             else for (int64_t g = 0; g < k / 32; g++) write_group(kind, read_group(fmt, row, g), r, out + g * tile_bytes(kind, 32));
         }
     return 0;

@@ -2,7 +2,7 @@
 //
 // Loops are written out in assembler, since compilers measure their own spills here. It knows nothing of kernels.
 #include "../parallel.h"
-#include "../simd.h"
+#include "cpu_fast.h"
 
 extern "C" {
 
@@ -11,7 +11,7 @@ enum rt_peak { RT_PEAK_READ, RT_PEAK_FMA, RT_PEAK_MADD, RT_PEAK_MADDUBS };
 struct rt_peaks_args {
     int64_t what;  // an rt_peak
     const uint8_t* data;  // READ: what to read
-    int64_t count;  // READ: bytes, a multiple of 256 times the threads; others: rounds of 10 instructions
+    int64_t count;  // READ: bytes, a multiple of 256 times the threads; others: rounds of 10 instructions on 8 lanes
 };
 
 }
@@ -26,16 +26,19 @@ namespace {
 
 #define CLOBBERS "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm12", "ymm13"
 #define CLEAR(i) "vpxor %%xmm" #i ", %%xmm" #i ", %%xmm" #i "\n\t"
-#define FMA(i) "vfmadd231ps %%ymm10, %%ymm11, %%ymm" #i "\n\t"
 #if ROADTRAIN_VNNI == 512
-#define MADD(i) "vpdpwssd %%ymm10, %%ymm11, %%ymm" #i "\n\t"
-#define MADDUBS(i) "vpdpbusd %%ymm10, %%ymm11, %%ymm" #i "\n\t"
-#elif ROADTRAIN_VNNI == 256
+#define FMA(i) "vfmadd231ps %%zmm10, %%zmm11, %%zmm" #i "\n\t"
+#define MADD(i) "vpdpwssd %%zmm10, %%zmm11, %%zmm" #i "\n\t"
+#define MADDUBS(i) "vpdpbusd %%zmm10, %%zmm11, %%zmm" #i "\n\t"
+#else
+#define FMA(i) "vfmadd231ps %%ymm10, %%ymm11, %%ymm" #i "\n\t"
+#if ROADTRAIN_VNNI == 256
 #define MADD(i) "%{vex%} vpdpwssd %%ymm10, %%ymm11, %%ymm" #i "\n\t"
 #define MADDUBS(i) "%{vex%} vpdpbusd %%ymm10, %%ymm11, %%ymm" #i "\n\t"
 #else
 #define MADD(i) "vpmaddwd %%ymm10, %%ymm11, %%ymm12\n\tvpaddd %%ymm12, %%ymm" #i ", %%ymm" #i "\n\t"
 #define MADDUBS(i) "vpmaddubsw %%ymm10, %%ymm11, %%ymm12\n\tvpaddw %%ymm12, %%ymm" #i ", %%ymm" #i "\n\t"
+#endif
 #endif
 #define ROUNDS(STEP) \
     asm volatile(TEN(CLEAR) CLEAR(10) CLEAR(11) "1:\n\t" TEN(STEP) "dec %[n]\n\tjnz 1b" : [n] "+r"(n) : : CLOBBERS, "cc")
@@ -83,7 +86,7 @@ void read(const uint8_t* p, int64_t bytes) {
 
 EXPORT void rt_peaks(const void* args, int tid, int nth) {
     const rt_peaks_args& a = *(const rt_peaks_args*)args;
-    int64_t n = a.count;
+    int64_t n = a.count / (LANES / 8);  // one on sixteen lanes is two on eight
     switch (a.what) {
         case RT_PEAK_READ: return read(a.data + part(a.count, tid, nth), a.count / nth);
         case RT_PEAK_FMA: ROUNDS(FMA); return;

@@ -4,7 +4,8 @@
 // summed in 16 bits: eight pair products of at most 15 x 127 x 2 fit, and a group of 32 is just eight of them, which makes
 // this twice as fast as anything that widens. Both give the same whole numbers, and so the same bits. A step is one asm with
 // its address spelled out: gcc 12 hoists products that are left apart and spills them (225 instead of 290 GFLOP/s), and
-// computes and spills an address for every step. ARM's dot product is like VNNI's. It knows nothing of tiles.
+// computes and spills an address for every step. ARM's dot product is like VNNI's. AVX-512's steps are in tiles512.h. It knows
+// nothing of tiles.
 #pragma once
 
 #include "../simd.h"
@@ -21,11 +22,7 @@ struct Six {
     const T* of(int r) const { return (const T*)((const char*)(r < 3 ? low : high) + r % 3 * bytes); }
 };
 
-#if ROADTRAIN_VNNI == 512
-#define STEP(PLACE, MULTIPLY, ADD, DOT) \
-    asm volatile(DOT " %c[o]" PLACE "%{1to8%}, %[w], %[acc]" \
-                 : [acc] "+x"(acc) : [o] "i"(OFFSET), [p] "r"(p), [s] "r"(x.bytes), [w] "x"(w))
-#elif ROADTRAIN_VNNI == 256
+#if ROADTRAIN_VNNI == 256
 #define STEP(PLACE, MULTIPLY, ADD, DOT) \
     asm volatile("vpbroadcastd %c[o]" PLACE ", %[t]\n\t%{vex%} " DOT " %[t], %[w], %[acc]" \
                  : [acc] "+x"(acc), [t] "=&x"(t) : [o] "i"(OFFSET), [p] "r"(p), [s] "r"(x.bytes), [w] "x"(w))

@@ -1,7 +1,7 @@
 // vpdpbusd and vpdpwssd for processors that lack them: the trap they cause is answered by computing them.
 //
-// Knows the 256-bit forms with registers 0 to 15 that kernels/matmul/dot.h uses: VEX, and EVEX with or without a broadcast
-// operand. Everything else that traps goes to whoever handled it before. A trap takes about two microseconds.
+// Knows the form that kernels/matmul/dot.h uses: VEX, 256 bits. Everything else that traps goes to whoever handled it before. A
+// trap takes about two microseconds.
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
@@ -20,12 +20,11 @@ struct Instruction {
     uint8_t opcode = 0;
     int to = 0, weights = 0, other = 0;  // vector registers; other -1: in memory
     const uint8_t* at = nullptr;
-    bool broadcast = false;
     const uint8_t* end = nullptr;
 };
 
-// ModRM and what follows it: `scale` is what an eight-bit displacement counts in.
-void read_operand(const uint8_t* p, int x, int b, int scale, greg_t* regs, Instruction& to) {
+// ModRM and what follows it.
+void read_operand(const uint8_t* p, int x, int b, greg_t* regs, Instruction& to) {
     const uint8_t modrm = *p++;
     const int mod = modrm >> 6, rm = modrm & 7;
     if (mod == 3) {
@@ -43,7 +42,7 @@ void read_operand(const uint8_t* p, int x, int b, int scale, greg_t* regs, Instr
     }
     if (base >= 0) address += regs[REGISTERS[base]];
     int32_t wide = 0;
-    if (mod == 1) wide = (int8_t)*p++ * scale;
+    if (mod == 1) wide = (int8_t)*p++;
     if (mod == 2 || base < 0) {
         memcpy(&wide, p, 4);
         p += 4;
@@ -54,20 +53,17 @@ void read_operand(const uint8_t* p, int x, int b, int scale, greg_t* regs, Instr
 }
 
 bool decode(const uint8_t* p, greg_t* regs, Instruction& to) {
-    const bool vex = p[0] == 0xc4, evex = p[0] == 0x62;
-    if (!vex && !evex) return false;
+    if (p[0] != 0xc4) return false;
     const int r = !(p[1] & 0x80), x = !(p[1] & 0x40), b = !(p[1] & 0x20);
-    // Map 0F38, prefix 66, 256 bits, no mask, no upper registers; not relative to the instruction.
-    if ((p[1] & 0x1f) != (vex ? 0x02 : 0x12) || (p[2] & 0x83) != 1) return false;
-    if (vex ? !(p[2] & 4) : (p[2] & 4) == 0 || (p[3] & 0xef) != 0x28) return false;
-    to.broadcast = evex && p[3] & 0x10;
-    const uint8_t* rest = p + (vex ? 3 : 4);
+    // Map 0F38, prefix 66, 256 bits; not relative to the instruction.
+    if ((p[1] & 0x1f) != 0x02 || (p[2] & 0x87) != 5) return false;
+    const uint8_t* rest = p + 3;
     to.opcode = rest[0];
     if (to.opcode != 0x50 && to.opcode != 0x52) return false;
     if ((rest[1] & 0xc7) == 5) return false;
     to.to = (rest[1] >> 3 & 7) | r << 3;
     to.weights = ~(p[2] >> 3) & 15;
-    read_operand(rest + 1, x, b, vex ? 1 : to.broadcast ? 4 : 32, regs, to);
+    read_operand(rest + 1, x, b, regs, to);
     return true;
 }
 
@@ -91,7 +87,7 @@ void on_trap(int signal, siginfo_t* info, void* context) {
     read_register(area, i.to, sums);
     read_register(area, i.weights, weights);
     if (i.other >= 0) read_register(area, i.other, other);
-    else for (int j = 0; j < 32; j++) other[j] = i.at[i.broadcast ? j % 4 : j];
+    else memcpy(other, i.at, 32);
     for (int lane = 0; lane < 8; lane++) {
         int32_t total = sums[lane];
         if (i.opcode == 0x50) for (int j = 0; j < 4; j++) total += weights[lane * 4 + j] * (int8_t)other[lane * 4 + j];
