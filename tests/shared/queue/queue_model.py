@@ -41,6 +41,11 @@ class ModelRecord:
     def held_by(self, owner: str, epoch: int) -> bool:
         return (self.state, self.owner, self.epoch) == ("running", owner, epoch)
 
+    def advance(self, progress: int) -> None:
+        self.progress = max(self.progress, progress)
+        if progress > self.died_at:
+            self.crashes = 0
+
     def end(self, state: str, reason: str) -> None:
         self.state, self.reason = state, reason
 
@@ -59,10 +64,11 @@ class QueueModel:
         self.records: dict[str, ModelRecord] = {}
         self.workers: dict[str, WorkerSeen] = {}
         self.expired: set[str] = set()
+        self.reserved = ""  # the worker that runs empty for the solo lane
         self.now = 0
 
     def flush(self) -> None:
-        self.records, self.workers, self.expired = {}, {}, set()
+        self.records, self.workers, self.expired, self.reserved = {}, {}, set(), ""
 
     def hear(self, owner: str) -> None:
         self.now += 1
@@ -96,9 +102,7 @@ class QueueModel:
             return "unknown"
         record.suspects.pop(owner, None)
         if record.held_by(owner, epoch):
-            record.progress = max(record.progress, progress)
-            if progress > record.died_at:
-                record.crashes = 0
+            record.advance(progress)
             self.expired.discard(rid)
             return "ok"
         cancelled = (record.state, record.owner, record.epoch) == ("cancelled", owner, epoch)
@@ -117,13 +121,22 @@ class QueueModel:
         self.expired.add(rid)
         return "ok"
 
-    def release(self, owner: str, rid: str, epoch: int) -> str:
+    def reserve(self, owner: str) -> bool:
+        worker = owner.split(":")[0]
+        if not any(record.lane == "solo" for record in self.records.values()):
+            self.reserved = ""
+        elif not self.reserved:
+            self.reserved = worker
+        return self.reserved == worker
+
+    def release(self, owner: str, rid: str, epoch: int, progress: int) -> str:
         record = self.records.get(rid)
         if record is None:
             return "missing"
         record.suspects.pop(owner, None)
         if not record.held_by(owner, epoch):
             return "refused"
+        record.advance(progress)
         record.state, record.owner = "queued", ""
         return "ok"
 

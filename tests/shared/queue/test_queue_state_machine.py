@@ -36,7 +36,7 @@ class QueueMachine(RuleBasedStateMachine):
     def open(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.redis = connect(self.url)
-        timings = Timings(lease_ms=FOREVER_MS, hold_ms=FOREVER_MS)
+        timings = Timings(lease_ms=FOREVER_MS, hold_ms=FOREVER_MS, solo_wait_ms=0, solo_hold_ms=FOREVER_MS)
         self.queue = Queue(self.redis, model="m", timings=timings)
         self.call(self.redis.flushall())
         self.model = QueueModel()
@@ -136,12 +136,19 @@ class QueueMachine(RuleBasedStateMachine):
         answer = self.call(self.queue.revoke(router, rid, owner, epoch))
         self.check(rid, answer, self.model.revoke(router, rid, str(owner), epoch))
 
-    @rule(pick=picks, floor=st.sampled_from([0, 2**52]))
-    def release(self, pick: int, floor: int) -> None:
+    @rule(worker=workers)
+    def reserve(self, worker: str) -> None:
+        """At most one worker runs empty for the solo lane, and only while something stands there."""
+        owner = self.owner(worker)
+        self.model.hear(str(owner))
+        assert self.call(self.queue.reserve(owner)) == self.model.reserve(str(owner))
+
+    @rule(pick=picks, floor=st.sampled_from([0, 2**52]), progress=st.integers(0, 3))
+    def release(self, pick: int, floor: int, progress: int) -> None:
         rid, epoch, owner = self.assignment(pick)
         self.model.hear(str(owner))
-        answer = self.call(self.queue.release(owner, rid, epoch, floor))
-        self.check(rid, answer, self.model.release(str(owner), rid, epoch))
+        answer = self.call(self.queue.release(owner, rid, epoch, floor, progress))
+        self.check(rid, answer, self.model.release(str(owner), rid, epoch, progress))
         assert answer.verdict != "ok" or answer.epoch > max(epoch, floor)
 
     @rule(pick=picks, outcome=st.sampled_from(["done", "cancelled", "failed"]), reason=st.sampled_from(["orphan", "client"]))
