@@ -5,7 +5,6 @@ The oracles are in docs/reliability.md.
 """
 
 import asyncio
-import shutil
 import time
 from asyncio import Future
 from collections.abc import AsyncIterator, Callable
@@ -37,7 +36,7 @@ async def test_nothing_is_lost_doubled_or_left_behind(tmp_path: Path, seed: int)
         await running.nemesis.at_random(RANDOM_S, EVERY_S)
         verdict = await running.finish()
         if not verdict.sound:
-            shutil.copytree(running.cluster.folder, tmp_path / "logs", ignore=shutil.ignore_patterns("*.sock", "secret"))
+            running.keep_logs(tmp_path / "logs")
         schedule = [f"{each.at - running.began_at:.1f} {each.kind}: {each.detail}" for each in running.nemesis.struck]
         assert verdict.sound, "\n".join([f"seed {seed}, logs in {tmp_path}/logs", *verdict.findings[:20], *schedule])
     assert verdict.outcomes["done"] > 5 * WIDTH
