@@ -80,6 +80,7 @@ class Queue:
             str(known.owner or ""),
             known.epoch,
             known.crashes,
+            known.progress,
             request.weight,
             self.timings.lease_ms,
             self.timings.affinity_ms,

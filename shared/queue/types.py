@@ -108,11 +108,13 @@ class Known:
     """What a router that puts a forgotten request back knows of its last assignment.
 
     owner is set only while that owner's stream to this router is up, bound and unfinished: it is restored as running.
+    progress: output tokens that this router has; with crashes, the place of the last one.
     """
 
     owner: Owner | None = None
     epoch: int = 0
     crashes: int = 0
+    progress: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,10 +76,13 @@ class QueueModel:
         seen = self.workers.setdefault(worker, WorkerSeen())
         seen.boot, seen.at = boot, self.now
 
-    def put(self, rid: str, tenant: str, router: str, known_owner: str = "", known_epoch: int = 0, crashes: int = 0) -> str:
+    def put(
+        self, rid: str, tenant: str, router: str, known_owner: str = "", known_epoch: int = 0, crashes: int = 0, progress: int = 0
+    ) -> str:
         if rid in self.records:
             return "exists"
-        record = ModelRecord(tenant, router, crashes=crashes, total_crashes=crashes)
+        record = ModelRecord(tenant, router, crashes=crashes, total_crashes=crashes, progress=progress)
+        record.died_at = progress if crashes else 0
         if known_owner:
             record.state, record.owner, record.epoch = "running", known_owner, known_epoch
         self.records[rid] = record

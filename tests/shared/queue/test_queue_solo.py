@@ -5,7 +5,7 @@ import asyncio
 from redis.asyncio import Redis
 
 from shared.queue.client import Queue
-from shared.queue.types import Claim, Known, Owner, Timings
+from shared.queue.types import Claim, Held, Known, Owner, Timings
 from tests.shared.queue.queue_requests import W0, W1, W2, request
 
 FOREVER_MS = 3_600_000
@@ -80,3 +80,15 @@ async def test_what_proved_harmless_is_handed_back_to_the_ordinary_queue(queue: 
     await queue.release(W0, rid, claim.epoch, progress=1)
     (claim,) = await queue.claim(W1, 1)
     assert (claim.rid, claim.solo, claim.crashes) == (rid, False, 0)
+
+
+async def test_what_redis_forgot_runs_alone_until_it_is_past_what_its_router_has(queue: Queue) -> None:
+    wanted = request()
+    await queue.put(wanted, attach=1, known=Known(crashes=2, progress=8))
+    claim = await take_alone(queue, W0)
+    assert (claim.crashes, claim.died_at) == (2, 8)
+    for progress, crashes in ((8, 2), (9, 0)):
+        await queue.renew(W0, [Held(claim.rid, claim.epoch, claim.attach, progress)])
+        record = (await queue.read([claim.rid]))[claim.rid]
+        assert record is not None
+        assert record.crashes == crashes

@@ -87,12 +87,13 @@ class QueueMachine(RuleBasedStateMachine):
         self.check(rid, answer, self.model.put(rid, TENANTS[rid], router))
         assert before is None or before == self.call(self.queue.read([rid]))[rid]  # I10
 
-    @rule(pick=picks, router=routers, restore=st.booleans(), crashes=st.integers(0, 2))
-    def put_back(self, pick: int, router: str, restore: bool, crashes: int) -> None:
+    @rule(pick=picks, router=routers, restore=st.booleans(), crashes=st.integers(0, 2), progress=st.integers(0, 2))
+    def put_back(self, pick: int, router: str, restore: bool, crashes: int, progress: int) -> None:
         rid, epoch, owner = self.assignment(pick)
-        known = Known(owner if restore else None, epoch, crashes)
+        known = Known(owner if restore else None, epoch, crashes, progress)
         answer = self.call(self.queue.put(self.request(rid, router), attach=self.attaches[rid][-1] or 1, known=known))
-        verdict = self.model.put(rid, TENANTS[rid], router, str(owner) if restore else "", epoch if restore else 0, crashes)
+        kept = (str(owner), epoch) if restore else ("", 0)
+        verdict = self.model.put(rid, TENANTS[rid], router, *kept, crashes, progress)
         if verdict == "ok" and restore:
             self.assigned.setdefault((rid, epoch), str(owner))
         if verdict == "ok" and not restore:
@@ -112,7 +113,8 @@ class QueueMachine(RuleBasedStateMachine):
             assert (claim.rid, claim.epoch) not in self.assigned  # I4, I5
             record = self.model.records[claim.rid]
             assert claim.epoch > record.epoch
-            assert (claim.solo, claim.crashes, claim.payload) == (alone, record.crashes, b"payload")
+            seen = (claim.solo, claim.crashes, claim.died_at, claim.payload)
+            assert seen == (alone, record.crashes, record.died_at, b"payload")
             assert (claim.router, claim.attach, claim.tenant) == (record.router, record.attach, record.tenant)
             self.assigned[claim.rid, claim.epoch] = str(owner)
             self.model.claim(claim.rid, str(owner), claim.epoch)
