@@ -238,9 +238,9 @@ class Ledger:
 def _known(held: Held, crashes: int) -> Known:
     bound = held.bound
     if bound is None:
-        return Known(crashes=crashes)
+        return Known(crashes=crashes, progress=held.num_tokens)
     owner = Owner.parse(bound.link.owner) if held.live is not None else None
-    return Known(owner=owner, epoch=bound.epoch, crashes=crashes)
+    return Known(owner=owner, epoch=bound.epoch, crashes=crashes, progress=held.num_tokens)
 
 
 def _superseded() -> RoadtrainError:

@@ -6,6 +6,7 @@ It knows nothing of tensors, of text, or of how bytes travel.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from services.worker.assignment import Assignment, accept
+from services.worker.clearing import Clearing
 from services.worker.delivery import Delivery
 from services.worker.engine.engine import Delta, Engine
 from services.worker.engine.step import RunnerLimits
@@ -27,13 +29,11 @@ from shared.queue.types import Answer, Claim, Held, Outcome, Owner, Renewal
 from shared.tasks import end_tasks
 
 GRACE_S = 30.0
-POLL_S = 0.25
-CLAIM_AT_ONCE = 8
+POLL_S, CLAIM_AT_ONCE = 0.25, 8
 # A busy worker leaves a ring to an idler one for up to this long.
 YIELD_S = 0.01
 MISMATCH_PAUSE_S = 0.5
-LEASE_STEPS = 3
-RETRY_S, MAX_RETRY_S = 0.1, 1.0
+LEASE_STEPS, RETRY_S, MAX_RETRY_S = 3, 0.1, 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +68,12 @@ class Consumer:
         self._limits = limits
         self._on_fatal = on_fatal
         self._grace_s = grace_s
+        self._clearing = Clearing(queue, owner)
         self._delivery = Delivery(owner, limits.fingerprint, self._resolve, self)
         self._loop = asyncio.get_running_loop()
         self._engine: Engine
         self._wake = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._least_lease_s = max(queue.timings.lease_ms / 1000, LEASE_STEPS * step_s)
         self._lease_s = self._least_lease_s
         self._renew_at = 0.0
@@ -91,14 +92,9 @@ class Consumer:
         end = self._loop.time() + grace_s
         while self.held and self._loop.time() < end:
             self._wake.clear()
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), min(1.0, max(0.0, end - self._loop.time())))
-            except TimeoutError:
-                continue
-        left = [assignment for assignment in self.held.values() if not assignment.ending]
-        if left:
-            logger.info("handing back what still runs", extra={"num_requests": len(left)})
-        await asyncio.gather(*(self._release_once(assignment) for assignment in left))
+        await self._hand_back(list(self.held.values()))
 
     async def close(self) -> None:
         """Ends tasks and connections; the engine must have stopped."""
@@ -139,17 +135,19 @@ class Consumer:
 
     async def _claim_some(self) -> bool:
         """One claim; whether another may find more."""
+        if self.draining or self._loop.time() < self._claim_after or any(each.is_suspect for each in self.held.values()):
+            return False
+        # What only waits for its router, up to half a minute, runs no more: it must not keep others from running alone.
+        runs = [assignment for assignment in self.held.values() if not assignment.outbound.ended]
+        if runs and await self._clearing.wanted():
+            return self._clearing.overdue and await self._hand_back(runs)
         stats = self._engine.stats()
-        num = min(CLAIM_AT_ONCE, stats.room)
-        alone = any(assignment.is_suspect for assignment in self.held.values())
-        if num < 1 or alone or self.draining or self._loop.time() < self._claim_after:
+        if (num := min(CLAIM_AT_ONCE, stats.room)) < 1:
             return False
         await asyncio.sleep(YIELD_S * stats.running / (stats.running + stats.room))
         # Twice what is free: few requests use all the tokens they may.
         most = 2 * stats.free_blocks * self._limits.block_size
-        # What only waits for its router, up to half a minute, runs no more: it must not keep others from running alone.
-        empty = all(assignment.outbound.ended for assignment in self.held.values())
-        claims = await self._queue.claim(self._owner, num, solo=empty, lease_ms=self._lease_ms, max_cost=most)
+        claims = await self._queue.claim(self._owner, num, solo=not runs, lease_ms=self._lease_ms, max_cost=most)
         if claims:
             crash.point("worker.claimed")
         for claim in claims:
@@ -171,7 +169,7 @@ class Consumer:
         except BadPayload as error:
             self.num_bad_payloads += 1
             logger.error("refused a payload that is not ours", extra={"rid": claim.rid, "cause": error.message})
-            self._spawn(self._refuse(claim, error.code or ""))
+            self._spawn(self._tell(claim, claim.attach, "failed", b"", error.code or ""))
             return
         self.held[claim.rid] = assignment
         outbound = assignment.outbound
@@ -179,9 +177,6 @@ class Consumer:
         if outbound.failure is None:
             self._engine.submit(outbound.work)
         self._delivery.attach(outbound)
-
-    async def _refuse(self, claim: Claim, reason: str) -> None:
-        await self._tell(claim, claim.attach, "failed", b"", reason)
 
     async def _tell(self, claim: Claim, attach: int, outcome: Outcome, usage: bytes, reason: str) -> Answer:
         """Redis's answer to a finish, asked until there is one."""
@@ -206,7 +201,7 @@ class Consumer:
                 continue
             assignment.outbound.extend(delta)
             self._delivery.touch(assignment.outbound)
-            if delta.finish is not None:
+            if delta.finish is not None or assignment.claim.solo:
                 self._wake.set()
 
     # Decisions of routers.
@@ -289,13 +284,19 @@ class Consumer:
         self._drop(assignment)
         crash.point("worker.releasing")
         try:
-            await self._queue.release(self._owner, assignment.rid, assignment.claim.epoch, floor)
+            await self._queue.release(self._owner, assignment.rid, assignment.claim.epoch, floor, assignment.outbound.num_tokens)
         except Unavailable as error:
             self._redis_failed(error)
 
-    async def _release_once(self, assignment: Assignment) -> None:
-        assignment.ending = True
-        await self._release(assignment, 0)
+    async def _hand_back(self, runs: list[Assignment]) -> bool:
+        """Releases all of these that are not ending already; whether there were any."""
+        left = [assignment for assignment in runs if not assignment.ending]
+        for assignment in left:
+            assignment.ending = True
+        if left:
+            logger.info("handing back what still runs", extra={"num_requests": len(left)})
+        await asyncio.gather(*(self._release(assignment, 0) for assignment in left))
+        return bool(left)
 
     def _drop(self, assignment: Assignment) -> None:
         """Forgets it: blocks freed, nothing sent."""
@@ -386,13 +387,13 @@ class Consumer:
             logger.info("Redis answers again")
         self.reaches_redis = True
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_fatal(error)

@@ -80,6 +80,7 @@ class Queue:
             str(known.owner or ""),
             known.epoch,
             known.crashes,
+            known.progress,
             request.weight,
             self.timings.lease_ms,
             self.timings.affinity_ms,
@@ -111,6 +112,13 @@ class Queue:
         reply = await self._run("claim", owner, k, int(solo), lease, cost, self.timings.retain_ms)
         return [_claim(line) for line in reply]
 
+    async def reserve(self, owner: Owner) -> bool:
+        """Whether this busy worker must claim nothing more until it is empty: what must run alone has waited too long.
+
+        At most one worker is told so at a time; it asks again, and goes on with other work, when this is over.
+        """
+        return bool(await self._run("reserve", owner, self.timings.solo_wait_ms, self.timings.solo_hold_ms))
+
     async def renew(self, owner: Owner, held: Sequence[Held], *, lease_ms: int | None = None) -> list[Renewal]:
         """Extends the leases of all that this worker holds, in one call; call it only after a finished step or an idle tick."""
         flat = [value for line in held for value in (line.rid, line.epoch, line.attach, line.progress)]
@@ -127,9 +135,12 @@ class Queue:
         """
         return _answer(await self._run("revoke", rid, router_id, owner, epoch, progress))
 
-    async def release(self, owner: Owner, rid: str, epoch: int, floor: int = 0) -> Answer:
-        """Hands a request back to the front of the queue; floor is the epoch of a Fenced answer. Else "refused"."""
-        return _answer(await self._run("release", rid, owner, epoch, floor))
+    async def release(self, owner: Owner, rid: str, epoch: int, floor: int = 0, progress: int = 0) -> Answer:
+        """Hands a request back to the front of the queue; floor is the epoch of a Fenced answer. Else "refused".
+
+        progress: as in a renewal; a request that is past the token of its last crash need not run alone any more.
+        """
+        return _answer(await self._run("release", rid, owner, epoch, floor, progress))
 
     async def finish(
         self,

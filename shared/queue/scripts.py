@@ -15,6 +15,7 @@ from redis.exceptions import NoScriptError
 NAMES = (
     "put",
     "claim",
+    "reserve",
     "renew",
     "revoke",
     "release",

@@ -74,6 +74,8 @@ class Timings:
 
     lease_ms: int = 5_000  # a router's restored lease, and the measure of quiet after a reconnect
     hold_ms: int = 60_000  # T_HOLD: an unheard suspect counts as crashed after this
+    solo_wait_ms: int = 1_000  # what must run alone waits so long for a worker that is empty by itself
+    solo_hold_ms: int = 3_000  # then one worker runs empty for it, and says so again within this time
     affinity_ms: int = 200  # how long a request waits for the worker that has its prefix
     retain_ms: int = 300_000  # terminal records, payload included
     quarantine_ms: int = 86_400_000  # records dead by crashes, so that a retry is told so
@@ -106,11 +108,13 @@ class Known:
     """What a router that puts a forgotten request back knows of its last assignment.
 
     owner is set only while that owner's stream to this router is up, bound and unfinished: it is restored as running.
+    progress: output tokens that this router has; with crashes, the place of the last one.
     """
 
     owner: Owner | None = None
     epoch: int = 0
     crashes: int = 0
+    progress: int = 0
 
 
 @dataclass(frozen=True, slots=True)

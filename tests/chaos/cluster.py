@@ -36,7 +36,11 @@ LAUNCHER = "services.launcher"
 
 @dataclass(frozen=True)
 class Plan:
-    """How many of each, and what the services are told beyond the wiring. `modules`: another program for a service's name."""
+    """How many of each, and what the services are told beyond the wiring. `modules`: another program for a service's name.
+
+    runner: "model" runs the real one. crash_orders: services of a role die at the step that is written into their file of
+    `Cluster.crash_order`, see shared/crash.py.
+    """
 
     num_routers: int = 2
     num_tokenizers: int = 2
@@ -44,16 +48,24 @@ class Plan:
     worker: Mapping[str, Any] = field(default_factory=lambda: {"sim_step_ms": 20.0, "sim_num_blocks": 2048, "drain_grace_s": 1.0})
     router: Mapping[str, Any] = field(default_factory=lambda: {"max_tenant_requests": 100, "drain_grace_s": 5.0})
     modules: Mapping[str, str] = field(default_factory=dict)
+    runner: str = "sim"
+    crash_orders: bool = False
 
 
 @dataclass
 class Service:
-    """One process, started again when it ends until `stop`. Its output is appended to `log`; exits: (code, seconds it ran)."""
+    """One process, started again when it ends until `stop`. Its output is appended to `log`; exits: (code, seconds it ran).
+
+    module: the Python program that `command` are the arguments of, "" where command is all. environment: beyond the common one.
+    Both may be changed, for its next start.
+    """
 
     name: str
     command: Sequence[str]
     cwd: Path
     log: Path
+    module: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
     exits: list[tuple[int, float]] = field(default_factory=list)
@@ -91,9 +103,10 @@ class Service:
             await self.process.wait()
 
     async def _launch(self) -> None:
-        environment = {**child_environment(), "PYTHONPATH": str(ROOT)}
+        environment = {**child_environment(), "PYTHONPATH": str(ROOT), **self.environment}
         with self.log.open("ab") as out:
             self.process = await asyncio.create_subprocess_exec(
+                *((sys.executable, "-m", self.module) if self.module else ()),
                 *self.command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=out,
@@ -101,6 +114,8 @@ class Service:
                 cwd=self.cwd,
                 env=environment,
                 start_new_session=True,
+                # Python's way with a full disk, a refused write instead of a death, is Redis's too.
+                restore_signals=False,
             )
         self.starts += 1
         self.started_at = time.monotonic()
@@ -143,6 +158,10 @@ class Cluster:
         """Where a router really listens for workers."""
         return self.folder / router / f"{router}.sock"
 
+    def crash_order(self, role: str) -> Path:
+        """Where a step of the protocol is written at which the first process of that role to reach it shall die."""
+        return self.folder / f"{role}.crash"
+
     async def start(self) -> None:
         """Starts everything and waits until it answers."""
         secret = self.folder / "secret"
@@ -175,8 +194,8 @@ class Cluster:
             proxy = Proxy(self.folder / name / f"{router}.sock", self.deliver_socket(router))
             await proxy.start()
             self.deliver_proxies[name, router] = proxy
-        facts = {**self.plan.worker, "worker_id": name, "admin_address": f"unix:{self.folder}/{name}-admin.sock", "runner": "sim"}
-        await self._add_role(name, {"worker": facts})
+        facts = {**self.plan.worker, "worker_id": name, "admin_address": f"unix:{self.folder}/{name}-admin.sock"}
+        await self._add_role(name, {"worker": {**facts, "runner": self.plan.runner}})
 
     async def _add_role(self, name: str, sections: Mapping[str, Any]) -> None:
         role = name.partition("-")[0]
@@ -187,12 +206,14 @@ class Cluster:
         file = self.folder / f"{name}.json"
         file.write_text(json.dumps(settings))
         module = self.plan.modules.get(name, LAUNCHER)
-        await self._add(name, [sys.executable, "-m", module, role, "--child", "--config", str(file)])
+        await self._add(name, [role, "--child", "--config", str(file)], module)
 
-    async def _add(self, name: str, command: Sequence[str]) -> None:
+    async def _add(self, name: str, command: Sequence[str], module: str = "") -> None:
         cwd = self.folder / name
         cwd.mkdir(exist_ok=True)
-        service = Service(name, command, cwd, self.folder / f"{name}.log")
+        service = Service(name, command, cwd, self.folder / f"{name}.log", module)
+        if self.plan.crash_orders:
+            service.environment["ROADTRAIN_CRASH_AT"] = f"@{self.crash_order(name.partition('-')[0])}"
         self.services[name] = service
         await service.start()
 

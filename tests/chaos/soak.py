@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import json
 import platform
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -47,8 +46,7 @@ async def _soak(arguments: argparse.Namespace) -> int:
         (arguments.report / "report.json").write_text(json.dumps(report, indent=1) + "\n")
         (arguments.report / "report.md").write_text(markdown(report))
         if not verdict.sound:
-            ignored = shutil.ignore_patterns("*.sock", "secret", "appendonlydir")
-            shutil.copytree(running.cluster.folder, arguments.report / "logs", dirs_exist_ok=True, ignore=ignored)
+            running.keep_logs(arguments.report / "logs")
     print(markdown(report), flush=True)
     return 0 if verdict.sound else 1
 

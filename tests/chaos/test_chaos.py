@@ -1,10 +1,10 @@
 """The chaos that `make test` runs: every fault once, then faults at random; and broken fencing, which must be caught.
 
-To repeat a run: the seed below, or `python -m tests.chaos.soak --seed N`. docs/reliability.md says what the oracles are.
+To repeat a run: `make chaos ARGS="--seed N"`, or `python -m tests.chaos.soak --seed N`.
+The oracles are in docs/reliability.md.
 """
 
 import asyncio
-import shutil
 import time
 from asyncio import Future
 from collections.abc import AsyncIterator, Callable
@@ -23,22 +23,22 @@ from tests.chaos.trial import trial
 
 pytestmark = pytest.mark.chaos
 
-SEED, WIDTH, SIDE_BY_SIDE = 20261122, 16, 5
+WIDTH, SIDE_BY_SIDE = 16, 5
 RANDOM_S, EVERY_S = 16.0, 2.0
 NUM_STREAMS, NUM_TOKENS = 8, 300
 
 
 @pytest.mark.timeout(240)
-async def test_nothing_is_lost_doubled_or_left_behind(tmp_path: Path) -> None:
-    print(f"seed {SEED}")
-    async with trial(SEED, WIDTH) as running:
+async def test_nothing_is_lost_doubled_or_left_behind(tmp_path: Path, seed: int) -> None:
+    print(f"seed {seed}")
+    async with trial(seed, WIDTH) as running:
         await running.nemesis.each_once(SIDE_BY_SIDE)
         await running.nemesis.at_random(RANDOM_S, EVERY_S)
         verdict = await running.finish()
         if not verdict.sound:
-            shutil.copytree(running.cluster.folder, tmp_path / "logs", ignore=shutil.ignore_patterns("*.sock", "secret"))
+            running.keep_logs(tmp_path / "logs")
         schedule = [f"{each.at - running.began_at:.1f} {each.kind}: {each.detail}" for each in running.nemesis.struck]
-        assert verdict.sound, "\n".join([f"seed {SEED}, logs in {tmp_path}/logs", *verdict.findings[:20], *schedule])
+        assert verdict.sound, "\n".join([f"seed {seed}, logs in {tmp_path}/logs", *verdict.findings[:20], *schedule])
     assert verdict.outcomes["done"] > 5 * WIDTH
 
 

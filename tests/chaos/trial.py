@@ -1,10 +1,12 @@
 """One trial: a cluster, clients and a nemesis for a while, then rest, then judgement. It knows the order of things only."""
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc
@@ -16,6 +18,7 @@ from tests.chaos.cluster import Cluster, Plan, cluster
 from tests.chaos.history import Seen, Struck
 from tests.chaos.load import Load, spec_of
 from tests.chaos.nemesis import FAULTS, Nemesis
+from tests.chaos.resources import RESOURCE_FAULTS
 
 QUIET_S = 60.0
 
@@ -47,6 +50,11 @@ class Trial:
         self.verdict.findings += rest.crashes(self.cluster)
         return self.verdict
 
+    def keep_logs(self, folder: Path) -> None:
+        """Copies what the services logged, with their settings."""
+        ignored = shutil.ignore_patterns("*.sock", "secret", "appendonly*")
+        shutil.copytree(self.cluster.folder, folder, dirs_exist_ok=True, ignore=ignored)
+
     def by_fault(self) -> dict[str, dict[str, Any]]:
         """For each kind of fault: how often, how long, and the longest silence of a stream that overlapped it."""
         table: dict[str, dict[str, Any]] = {}
@@ -73,7 +81,7 @@ async def trial(seed: int, width: int, plan: Plan | None = None) -> AsyncIterato
         files = {name: rest.open_files(service.pid) for name, service in running.services.items() if service.pid}
         clients = Clients(running, seed)
         load = Load(clients, spec_of(running.plan), seed, width)
-        faults = {**FAULTS, "herd": load.herd, "cancel_storm": load.cancel_storm}
+        faults = {**FAULTS, **RESOURCE_FAULTS, "herd": load.herd, "cancel_storm": load.cancel_storm}
         try:
             yield Trial(seed, running, clients, load, Nemesis(running, seed, faults), vocabulary, files)
         finally:

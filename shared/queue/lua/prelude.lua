@@ -139,6 +139,20 @@ local function requeue(r, names)
   if r.suspects ~= '' then redis.call('ZADD', P .. 'suspected', text(NOW), r.rid) end
 end
 
+-- Its owner has `progress` output tokens; past the token of the last crash it is washed clean. Names of the fields to save.
+local function advance(r, progress)
+  local names = {}
+  if progress > r.progress then
+    r.progress = progress
+    names[1] = 'progress'
+  end
+  if r.crashes > 0 and progress > r.died_at then
+    r.crashes = 0
+    names[#names + 1] = 'crashes'
+  end
+  return names
+end
+
 local function ring() redis.call('PUBLISH', P .. 'bell', '1') end
 
 local function split_owner(owner) return string.match(owner, '^(.*):([^:]*)$') end

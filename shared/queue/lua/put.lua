@@ -1,6 +1,6 @@
 -- put: creates the record if there is none, never overwrites. Limits apply to a first put only.
 local rid, tenant, band, cost, deadline_ms, digest, warm_key, payload, router, attach, first, known_owner, known_epoch,
-  known_crashes, weight, lease_ms, affinity_ms, max_num, max_tokens, max_tenant_num, max_tenant_tokens = unpack(ARGV)
+  known_crashes, known_progress, weight, lease_ms, affinity_ms, max_num, max_tokens, max_tenant_num, max_tenant_tokens = unpack(ARGV)
 cost = tonumber(cost)
 
 local r = load(rid)
@@ -33,9 +33,11 @@ r.router, r.tenant, r.band, r.cost, r.digest, r.warm_key = router, tenant, tonum
 r.attach = attach ~= '0' and tonumber(attach) or fresh(0)
 r.crashes = math.min(tonumber(known_crashes), MAX_CRASHES - 1) -- what is put back may run once more, alone
 r.total_crashes = r.crashes
+r.progress = tonumber(known_progress)
+r.died_at = r.crashes > 0 and r.progress or 0 -- or what it died of last would be behind it as soon as it begins
 if deadline_ms ~= '0' then r.deadline = NOW + tonumber(deadline_ms) * 1000 end
 r.tag = math.max(tonumber(waits[3] or FIRST_TAG), tonumber(owns[3] or 0)) -- start-time fair queueing
-local names = {'router', 'tenant', 'band', 'cost', 'digest', 'warm_key', 'attach', 'crashes', 'total_crashes', 'deadline', 'tag',
+local names = {'router', 'tenant', 'band', 'cost', 'digest', 'warm_key', 'attach', 'crashes', 'total_crashes', 'progress', 'died_at', 'deadline', 'tag',
   'epoch', 'owner'}
 if known_owner ~= '' then
   r.owner, r.epoch = known_owner, tonumber(known_epoch)

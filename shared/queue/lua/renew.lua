@@ -4,15 +4,7 @@ run_even_when_full()
 hear(owner)
 
 local function renewed(r, progress)
-  local names = {}
-  if progress > r.progress then
-    r.progress = progress
-    names[1] = 'progress'
-  end
-  if r.crashes > 0 and progress > r.died_at then
-    r.crashes = 0
-    names[#names + 1] = 'crashes'
-  end
+  local names = advance(r, progress)
   if #names > 0 then save(r, names) end
   redis.call('ZADD', P .. 'leases', text(NOW + lease_ms * 1000), r.rid)
   return {'ok', r.router, text(r.attach)}

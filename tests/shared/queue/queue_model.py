@@ -41,6 +41,11 @@ class ModelRecord:
     def held_by(self, owner: str, epoch: int) -> bool:
         return (self.state, self.owner, self.epoch) == ("running", owner, epoch)
 
+    def advance(self, progress: int) -> None:
+        self.progress = max(self.progress, progress)
+        if progress > self.died_at:
+            self.crashes = 0
+
     def end(self, state: str, reason: str) -> None:
         self.state, self.reason = state, reason
 
@@ -59,10 +64,11 @@ class QueueModel:
         self.records: dict[str, ModelRecord] = {}
         self.workers: dict[str, WorkerSeen] = {}
         self.expired: set[str] = set()
+        self.reserved = ""  # the worker that runs empty for the solo lane
         self.now = 0
 
     def flush(self) -> None:
-        self.records, self.workers, self.expired = {}, {}, set()
+        self.records, self.workers, self.expired, self.reserved = {}, {}, set(), ""
 
     def hear(self, owner: str) -> None:
         self.now += 1
@@ -70,10 +76,13 @@ class QueueModel:
         seen = self.workers.setdefault(worker, WorkerSeen())
         seen.boot, seen.at = boot, self.now
 
-    def put(self, rid: str, tenant: str, router: str, known_owner: str = "", known_epoch: int = 0, crashes: int = 0) -> str:
+    def put(
+        self, rid: str, tenant: str, router: str, known_owner: str = "", known_epoch: int = 0, crashes: int = 0, progress: int = 0
+    ) -> str:
         if rid in self.records:
             return "exists"
-        record = ModelRecord(tenant, router, crashes=crashes, total_crashes=crashes)
+        record = ModelRecord(tenant, router, crashes=crashes, total_crashes=crashes, progress=progress)
+        record.died_at = progress if crashes else 0
         if known_owner:
             record.state, record.owner, record.epoch = "running", known_owner, known_epoch
         self.records[rid] = record
@@ -96,9 +105,7 @@ class QueueModel:
             return "unknown"
         record.suspects.pop(owner, None)
         if record.held_by(owner, epoch):
-            record.progress = max(record.progress, progress)
-            if progress > record.died_at:
-                record.crashes = 0
+            record.advance(progress)
             self.expired.discard(rid)
             return "ok"
         cancelled = (record.state, record.owner, record.epoch) == ("cancelled", owner, epoch)
@@ -117,13 +124,22 @@ class QueueModel:
         self.expired.add(rid)
         return "ok"
 
-    def release(self, owner: str, rid: str, epoch: int) -> str:
+    def reserve(self, owner: str) -> bool:
+        worker = owner.split(":")[0]
+        if not any(record.lane == "solo" for record in self.records.values()):
+            self.reserved = ""
+        elif not self.reserved:
+            self.reserved = worker
+        return self.reserved == worker
+
+    def release(self, owner: str, rid: str, epoch: int, progress: int) -> str:
         record = self.records.get(rid)
         if record is None:
             return "missing"
         record.suspects.pop(owner, None)
         if not record.held_by(owner, epoch):
             return "refused"
+        record.advance(progress)
         record.state, record.owner = "queued", ""
         return "ok"
 

@@ -36,7 +36,7 @@ class QueueMachine(RuleBasedStateMachine):
     def open(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.redis = connect(self.url)
-        timings = Timings(lease_ms=FOREVER_MS, hold_ms=FOREVER_MS)
+        timings = Timings(lease_ms=FOREVER_MS, hold_ms=FOREVER_MS, solo_wait_ms=0, solo_hold_ms=FOREVER_MS)
         self.queue = Queue(self.redis, model="m", timings=timings)
         self.call(self.redis.flushall())
         self.model = QueueModel()
@@ -87,12 +87,13 @@ class QueueMachine(RuleBasedStateMachine):
         self.check(rid, answer, self.model.put(rid, TENANTS[rid], router))
         assert before is None or before == self.call(self.queue.read([rid]))[rid]  # I10
 
-    @rule(pick=picks, router=routers, restore=st.booleans(), crashes=st.integers(0, 2))
-    def put_back(self, pick: int, router: str, restore: bool, crashes: int) -> None:
+    @rule(pick=picks, router=routers, restore=st.booleans(), crashes=st.integers(0, 2), progress=st.integers(0, 2))
+    def put_back(self, pick: int, router: str, restore: bool, crashes: int, progress: int) -> None:
         rid, epoch, owner = self.assignment(pick)
-        known = Known(owner if restore else None, epoch, crashes)
+        known = Known(owner if restore else None, epoch, crashes, progress)
         answer = self.call(self.queue.put(self.request(rid, router), attach=self.attaches[rid][-1] or 1, known=known))
-        verdict = self.model.put(rid, TENANTS[rid], router, str(owner) if restore else "", epoch if restore else 0, crashes)
+        kept = (str(owner), epoch) if restore else ("", 0)
+        verdict = self.model.put(rid, TENANTS[rid], router, *kept, crashes, progress)
         if verdict == "ok" and restore:
             self.assigned.setdefault((rid, epoch), str(owner))
         if verdict == "ok" and not restore:
@@ -112,7 +113,8 @@ class QueueMachine(RuleBasedStateMachine):
             assert (claim.rid, claim.epoch) not in self.assigned  # I4, I5
             record = self.model.records[claim.rid]
             assert claim.epoch > record.epoch
-            assert (claim.solo, claim.crashes, claim.payload) == (alone, record.crashes, b"payload")
+            seen = (claim.solo, claim.crashes, claim.died_at, claim.payload)
+            assert seen == (alone, record.crashes, record.died_at, b"payload")
             assert (claim.router, claim.attach, claim.tenant) == (record.router, record.attach, record.tenant)
             self.assigned[claim.rid, claim.epoch] = str(owner)
             self.model.claim(claim.rid, str(owner), claim.epoch)
@@ -136,12 +138,19 @@ class QueueMachine(RuleBasedStateMachine):
         answer = self.call(self.queue.revoke(router, rid, owner, epoch))
         self.check(rid, answer, self.model.revoke(router, rid, str(owner), epoch))
 
-    @rule(pick=picks, floor=st.sampled_from([0, 2**52]))
-    def release(self, pick: int, floor: int) -> None:
+    @rule(worker=workers)
+    def reserve(self, worker: str) -> None:
+        """At most one worker runs empty for the solo lane, and only while something stands there."""
+        owner = self.owner(worker)
+        self.model.hear(str(owner))
+        assert self.call(self.queue.reserve(owner)) == self.model.reserve(str(owner))
+
+    @rule(pick=picks, floor=st.sampled_from([0, 2**52]), progress=st.integers(0, 3))
+    def release(self, pick: int, floor: int, progress: int) -> None:
         rid, epoch, owner = self.assignment(pick)
         self.model.hear(str(owner))
-        answer = self.call(self.queue.release(owner, rid, epoch, floor))
-        self.check(rid, answer, self.model.release(str(owner), rid, epoch))
+        answer = self.call(self.queue.release(owner, rid, epoch, floor, progress))
+        self.check(rid, answer, self.model.release(str(owner), rid, epoch, progress))
         assert answer.verdict != "ok" or answer.epoch > max(epoch, floor)
 
     @rule(pick=picks, outcome=st.sampled_from(["done", "cancelled", "failed"]), reason=st.sampled_from(["orphan", "client"]))

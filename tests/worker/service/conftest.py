@@ -18,7 +18,7 @@ from shared.queue.client import Queue
 from shared.queue.connection import connect
 from shared.queue.payload import digest, seal
 from shared.queue.registry import Registry, RouterFacts
-from shared.queue.types import NewRequest, Record
+from shared.queue.types import Known, NewRequest, Record
 from shared.sampling import SamplingParams, to_proto
 from tests.redis_server import RedisServer, redis_server
 from tests.worker.service.router_double import Owed, RouterDouble
@@ -66,6 +66,7 @@ class Plane:
         prompt: list[int],
         change: Callable[[types_pb2.Payload], None] | None = None,
         keys: tuple[bytes, ...] = (KEY,),
+        known: Known | None = None,
         **flags: Any,
     ) -> Owed:
         self.num_requests += 1
@@ -77,7 +78,7 @@ class Plane:
         owed = router.owe(rid, params.n, **flags)
         sealed = seal(payload, rid, keys)
         request = NewRequest(rid, router.router_id, "tenant", sealed, digest(payload), len(prompt) + (params.max_tokens or 0))
-        await self.queue.put(request)
+        await self.queue.put(request, attach=1 if known else None, known=known)
         return owed
 
     async def record(self, owed: Owed) -> Record:
