@@ -190,7 +190,8 @@ class Generator:
     def _prepare(self, request: GenerateRequest, token_ids: list[int], limits: ModelLimits) -> Prepared:
         check_ids(request, token_ids, limits)
         key = request.idempotency_key
-        rid = new_rid() if key is None else rid_for_key(self._keys[0], request.tenant, key)
+        num_shards = self._queue.num_shards
+        rid = new_rid(num_shards) if key is None else rid_for_key(self._keys[0], request.tenant, key, num_shards)
         # A repeated key must mean the same tokens even where its record was lost, so its seed comes from the rid.
         seed = secrets.randbits(63) if key is None else int(rid[-16:], 16) >> 1
         params = resolve(request, len(token_ids), limits, seed)

@@ -12,8 +12,6 @@ import socket
 import time
 from pathlib import Path
 
-from redis.asyncio import Redis
-
 from services.router.decode import Decoder
 from services.router.delivery import Delivery
 from services.router.generate import Generator
@@ -31,7 +29,7 @@ from shared.config import Settings
 from shared.errors import StartupError, Unavailable
 from shared.pb import delivery_pb2_grpc
 from shared.queue.client import Queue
-from shared.queue.connection import connect
+from shared.queue.connection import Client, connect
 from shared.queue.keys import read_keys
 from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, RouterFacts
 from shared.queue.types import Limits
@@ -51,7 +49,7 @@ logger = logging.getLogger(__name__)
 class Plane:
     """See needs.Plane. Made by `open_plane`; `close` ends it."""
 
-    def __init__(self, settings: Settings, redis: Redis, keys: tuple[bytes, ...]):
+    def __init__(self, settings: Settings, redis: Client, keys: tuple[bytes, ...]):
         router = settings.router
         self._settings = settings
         self._created = int(time.time())
@@ -63,7 +61,7 @@ class Plane:
         )
         model = settings.names[0]
         self.contact = Contact()
-        self.queue = Queue(redis, model=model, limits=limits)
+        self.queue = Queue(redis, model=model, num_shards=settings.queue_shards, limits=limits)
         self.registry = Registry(redis)
         self.workers = Workers(self.registry, model)
         self.tokenizers = Tokenizers(router.tokenizer_addresses)

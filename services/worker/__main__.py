@@ -261,7 +261,7 @@ async def start(settings: Settings, built: Built) -> AsyncIterator[Worker]:
     keys = read_keys(settings.secret_file)
     redis = connect(settings.redis_url)
     try:
-        queue = Queue(redis, model=settings.names[0])
+        queue = Queue(redis, model=settings.names[0], num_shards=settings.queue_shards)
         await _load(queue, settings.redis_url)
         worker = Worker(settings, built, queue, Registry(redis), keys)
         await worker.start()
