@@ -19,7 +19,7 @@ import grpc
 
 from services.router.tokenizer import Replica, Tokenizers, backoff
 from shared.pb import tokenizer_pb2
-from shared.rpc import one_line
+from shared.rpc import Garbled, one_line, whole
 
 # A question that is not answered for so many ticks goes to another replica; for twice as many if that changed nothing.
 TICK_S = 0.05
@@ -146,6 +146,7 @@ class Decoder:
                     tasks.create_task(self._listen())
             except* Exception as errors:
                 attempt = 0 if self._answered else attempt + 1
+                self._tokenizers.num_garbled += isinstance(errors.exceptions[0], Garbled)
                 # One that never answered may still be starting; readiness says so, once, without a line per attempt.
                 level = logging.WARNING if self._answered else logging.DEBUG
                 cause = one_line(errors.exceptions[0])
@@ -239,7 +240,7 @@ class Decoder:
 
     async def _read(self, call: Any) -> None:
         while True:
-            reply = await call.read()
+            reply = whole(await call.read())
             if reply is grpc.aio.EOF:
                 raise _Closed
             self._answered = True

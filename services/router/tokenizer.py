@@ -73,6 +73,8 @@ class Tokenizers:
         self._first = 0
         self._description: tokenizer_pb2.Description | None = None
         self._vocabulary: TokenBytes | None = None
+        # Replies that were none.
+        self.num_garbled = 0
 
     async def close(self) -> None:
         """Ends all connections."""
@@ -98,7 +100,8 @@ class Tokenizers:
     async def check(self, replica: Replica) -> tokenizer_pb2.Description:
         """What the replica says of itself, asked once per connection. Raises Unavailable if it contradicts the others."""
         if not replica.checked or self._description is None:
-            description: tokenizer_pb2.Description = await replica.stub.Describe(tokenizer_pb2.DescribeRequest(), timeout=TRY_S)
+            asked = replica.stub.Describe(tokenizer_pb2.DescribeRequest(), timeout=TRY_S)
+            description: tokenizer_pb2.Description = rpc.whole(await asked)
             if self._description is None:
                 self._description = description
             if description.digest != self._description.digest:
@@ -153,8 +156,10 @@ class Tokenizers:
                         return task.result()
                     if isinstance(error, grpc.aio.AioRpcError) and error.code() not in ANOTHER:
                         raise as_error(error) from error
-                    if not isinstance(error, grpc.aio.AioRpcError | Unavailable):
+                    if not isinstance(error, grpc.aio.AioRpcError | Unavailable | rpc.Garbled):
                         raise error
+                    if isinstance(error, rpc.Garbled):
+                        self.num_garbled += 1
         finally:
             for task in asked:
                 task.cancel()
@@ -162,7 +167,7 @@ class Tokenizers:
 
     async def _ask(self, replica: Replica, call: Callable[[Replica], Awaitable[Reply]]) -> Reply:
         await self.check(replica)
-        return await call(replica)
+        return rpc.whole(await call(replica))
 
 
 def as_error(error: grpc.aio.AioRpcError) -> RoadtrainError:

@@ -180,7 +180,7 @@ class Worker:
         admin = Admin(self.owner, self._settings.names[0], self.limits, self.engine, self.consumer, self.begin_drain)
         address = self._settings.worker.admin_address
         registration = (worker_pb2_grpc.add_WorkerServicer_to_server, admin)
-        self._server = await serve(address, [registration], setting="--worker.admin-address")
+        admin.server = self._server = await serve(address, [registration], setting="--worker.admin-address")
         self.engine.start()
         self._watchdog.start()
         self.consumer.start(self.engine)

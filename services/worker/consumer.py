@@ -160,6 +160,11 @@ class Consumer:
         return len(claims) == num
 
     @property
+    def num_protocol_errors(self) -> int:
+        """Streams that ended because of what a router said on them."""
+        return self._delivery.num_refused
+
+    @property
     def _lease_ms(self) -> int:
         return int(self._lease_s * 1000)
 
@@ -223,7 +228,7 @@ class Consumer:
             return
         crash.point("worker.begun")
         assignment.waits_since = None
-        differs = outbound.begin(accepted_ids(begin))
+        differs = outbound.begin(accepted_ids(begin, self._limits.vocab_size))
         if outbound.failure is not None:
             outbound.fail(outbound.failure)
         elif differs:

@@ -18,7 +18,7 @@ from services.worker.outbound import Message, Outbound
 from shared import crash
 from shared.pb import delivery_pb2, delivery_pb2_grpc, types_pb2
 from shared.queue.types import Owner
-from shared.rpc import connect, one_line
+from shared.rpc import Garbled, connect, one_line, whole
 from shared.tasks import end_tasks
 
 PROTOCOL_VERSION = 1
@@ -66,13 +66,18 @@ class Delivery:
         self._resolve = resolve
         self._decisions = decisions
         self._links: dict[str, Link] = {}
+        # Streams that ended because of what a router said on them.
+        self.num_refused = 0
 
     def attach(self, outbound: Outbound) -> None:
         """Claims `outbound` at the router it names, over a link that is opened if there is none."""
         link = self._links.get(outbound.router)
         if link is None or link.closed:
-            link = self._links[outbound.router] = Link(outbound.router, self.hello, self._resolve, self._decisions)
+            link = self._links[outbound.router] = Link(outbound.router, self.hello, self._resolve, self._decisions, self._refused)
         link.claim(outbound)
+
+    def _refused(self) -> None:
+        self.num_refused += 1
 
     def detach(self, outbound: Outbound) -> None:
         """Says nothing more of `outbound`, and hears nothing more."""
@@ -95,12 +100,20 @@ class Delivery:
 class Link:
     """The connection to one router, kept while it carries assignments and IDLE_S longer."""
 
-    def __init__(self, router_id: str, hello: delivery_pb2.Hello, resolve: Resolve, decisions: Decisions):
+    def __init__(
+        self,
+        router_id: str,
+        hello: delivery_pb2.Hello,
+        resolve: Resolve,
+        decisions: Decisions,
+        on_refused: Callable[[], None],
+    ):
         self.router_id = router_id
         self.closed = False
         self._hello = hello
         self._resolve = resolve
         self._decisions = decisions
+        self._on_refused = on_refused
         self._carried: set[Outbound] = set()
         self._streams: dict[int, Outbound] = {}
         self._next_stream = 1
@@ -166,8 +179,13 @@ class Link:
                 await self._converse(call, heard)
             except TimeoutError:
                 logger.warning("router does not answer", extra={"router": self.router_id, "address": self._address})
-            except (grpc.RpcError, asyncio.InvalidStateError, ValueError, IndexError) as error:
+            except (grpc.RpcError, asyncio.InvalidStateError) as error:
                 logger.warning("stream to router broke", extra={"router": self.router_id, "cause": one_line(error)})
+            except (Garbled, ValueError, IndexError) as error:
+                self._on_refused()
+                # What it said is no answer: it is dialled again as one that has not answered, later each time.
+                heard[0] = False
+                logger.error("a router broke the protocol", extra={"router": self.router_id, "cause": one_line(error)})
             finally:
                 for outbound in self._carried:
                     outbound.detach()
@@ -238,7 +256,7 @@ class Link:
             heard[0] = True
             self._num_unanswered = 0
             self._answered.set()
-            self._receive(message)
+            self._receive(whole(message))
 
     def _receive(self, message: delivery_pb2.FromRouter) -> None:
         streams, decisions = self._streams, self._decisions
