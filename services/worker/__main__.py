@@ -81,7 +81,8 @@ def build_runner(settings: Settings, marks: Marks) -> Built:
 def _sim_runner(config: WorkerConfig) -> Runner:
     spec = SimSpec(
         num_blocks=config.sim_num_blocks,
-        max_model_len=config.max_model_len or min(8192, config.sim_num_blocks * BLOCK_SIZE),
+        # No more than fits: what does not is refused at the door, not here.
+        max_model_len=min(config.max_model_len or 8192, config.sim_num_blocks * BLOCK_SIZE),
         vocab_size=config.sim_vocab_size,
         step_ms=config.sim_step_ms,
         row_ms=config.sim_step_ms_per_seq,
