@@ -60,6 +60,7 @@ class Consumer:
         self.held: dict[str, Assignment] = {}
         self.draining = False
         self.num_bad_payloads = 0
+        self.num_protocol_errors = 0
         self.reaches_redis = True
         self._queue = queue
         self._registry = registry
@@ -158,11 +159,6 @@ class Consumer:
             else:
                 self._accept(claim)
         return len(claims) == num
-
-    @property
-    def num_protocol_errors(self) -> int:
-        """Streams that ended because of what a router said on them."""
-        return self._delivery.num_refused
 
     @property
     def _lease_ms(self) -> int:

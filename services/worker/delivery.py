@@ -35,7 +35,12 @@ Resolve = Callable[[str], Awaitable[str | None]]
 
 
 class Decisions(Protocol):
-    """What routers decide about assignments; called on the event loop, must not wait."""
+    """What routers decide about assignments; called on the event loop, must not wait.
+
+    num_protocol_errors counts the streams that ended because of what a router said on them.
+    """
+
+    num_protocol_errors: int
 
     def begin(self, outbound: Outbound, begin: delivery_pb2.Begin) -> None:
         """Go on from what was accepted."""
@@ -66,18 +71,13 @@ class Delivery:
         self._resolve = resolve
         self._decisions = decisions
         self._links: dict[str, Link] = {}
-        # Streams that ended because of what a router said on them.
-        self.num_refused = 0
 
     def attach(self, outbound: Outbound) -> None:
         """Claims `outbound` at the router it names, over a link that is opened if there is none."""
         link = self._links.get(outbound.router)
         if link is None or link.closed:
-            link = self._links[outbound.router] = Link(outbound.router, self.hello, self._resolve, self._decisions, self._refused)
+            link = self._links[outbound.router] = Link(outbound.router, self.hello, self._resolve, self._decisions)
         link.claim(outbound)
-
-    def _refused(self) -> None:
-        self.num_refused += 1
 
     def detach(self, outbound: Outbound) -> None:
         """Says nothing more of `outbound`, and hears nothing more."""
@@ -100,20 +100,12 @@ class Delivery:
 class Link:
     """The connection to one router, kept while it carries assignments and IDLE_S longer."""
 
-    def __init__(
-        self,
-        router_id: str,
-        hello: delivery_pb2.Hello,
-        resolve: Resolve,
-        decisions: Decisions,
-        on_refused: Callable[[], None],
-    ):
+    def __init__(self, router_id: str, hello: delivery_pb2.Hello, resolve: Resolve, decisions: Decisions):
         self.router_id = router_id
         self.closed = False
         self._hello = hello
         self._resolve = resolve
         self._decisions = decisions
-        self._on_refused = on_refused
         self._carried: set[Outbound] = set()
         self._streams: dict[int, Outbound] = {}
         self._next_stream = 1
@@ -182,7 +174,7 @@ class Link:
             except (grpc.RpcError, asyncio.InvalidStateError) as error:
                 logger.warning("stream to router broke", extra={"router": self.router_id, "cause": one_line(error)})
             except (Garbled, ValueError, IndexError) as error:
-                self._on_refused()
+                self._decisions.num_protocol_errors += 1
                 # What it said is no answer: it is dialled again as one that has not answered, later each time.
                 heard[0] = False
                 logger.error("a router broke the protocol", extra={"router": self.router_id, "cause": one_line(error)})
