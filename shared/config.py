@@ -129,7 +129,14 @@ class Settings(BaseSettings):
     model: str = Field(DEFAULT_MODEL, description="Model to serve: 'smollm2', a Hugging Face id, a directory or a .gguf file.")
     model_path: Path | None = Field(None, description="Where its files are; unset: found or fetched from `model`.")
     served_names: tuple[str, ...] = Field((), description="Names clients may use, the first is shown; empty: the model's own.")
-    redis_url: str | None = Field(None, description="redis://, rediss:// or unix:// address; unset: a private server is started.")
+    redis_url: str | None = Field(
+        None,
+        description="redis://, rediss://, unix://, redis+sentinel://host,host/master or redis+cluster://host,host address; "
+        "unset: a private server is started.",
+    )
+    queue_shards: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="Parts of the queue, which a Redis Cluster may keep on several servers; the same for all services."
+    )
     secret_file: Path | None = Field(None, description="File with the queue's signing key, one or two lines; serve makes one.")
     insecure: bool = Field(False, description="Allow listening beyond this machine without keys and encryption.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity that is logged.")

@@ -7,12 +7,13 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from shared.errors import RoadtrainError, StartupError, from_exception, mapped
+from shared.errors import InvalidRequest, RoadtrainError, StartupError, from_exception, mapped
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_METADATA_BYTES = 16 * 2**10
@@ -47,6 +48,7 @@ SERVER_OPTIONS = (
 
 logger = logging.getLogger(__name__)
 
+Message = TypeVar("Message")
 Registration = tuple[Callable[[Any, grpc.aio.Server], None], Any]
 
 
@@ -57,6 +59,12 @@ class Server:
     address: str
     _server: grpc.aio.Server
     _health: health.aio.HealthServicer
+    _interceptor: "ErrorInterceptor"
+
+    @property
+    def num_undecodable(self) -> int:
+        """Messages that were none; each has ended its call."""
+        return self._interceptor.num_undecodable
 
     async def set_ready(self, ready: bool) -> None:
         """What the health service answers for the whole server."""
@@ -79,7 +87,8 @@ async def serve(address: str, servicers: Iterable[Registration], *, share_port: 
     listen on one port. Raises StartupError naming `setting` if the address cannot be bound.
     """
     options = (*SERVER_OPTIONS, ("grpc.so_reuseport", int(share_port)))
-    server = grpc.aio.server(options=options, interceptors=[ErrorInterceptor()])
+    interceptor = ErrorInterceptor()
+    server = grpc.aio.server(options=options, interceptors=[interceptor])
     for add, servicer in servicers:
         add(servicer, server)
     health_servicer = health.aio.HealthServicer()
@@ -92,7 +101,7 @@ async def serve(address: str, servicers: Iterable[Registration], *, share_port: 
         raise StartupError(f"cannot listen on {address}: it is in use or not allowed; choose another with {setting}")
     await server.start()
     bound = address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
-    running = Server(bound, server, health_servicer)
+    running = Server(bound, server, health_servicer, interceptor)
     await running.set_ready(True)
     return running
 
@@ -100,6 +109,17 @@ async def serve(address: str, servicers: Iterable[Registration], *, share_port: 
 def connect(address: str) -> grpc.aio.Channel:
     """A channel to `address`; it connects when first used, and again whenever it has to."""
     return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+
+class Garbled(Exception):
+    """The other side sent bytes that are no message of the kind that is spoken."""
+
+
+def whole(message: Message | None) -> Message:
+    """`message`, as a call gave it. Raises Garbled: gRPC gives a client None for bytes it could not read."""
+    if message is None:
+        raise Garbled("what came is no message")
+    return message
 
 
 def one_line(exception: BaseException) -> str:
@@ -125,7 +145,10 @@ def _printable(text: str) -> str:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns what a servicer raises into a status: the one place where that happens on gRPC."""
+    """Turns what a servicer raises into a status: the one place where that happens on gRPC. Counts what is no message."""
+
+    def __init__(self) -> None:
+        self.num_undecodable = 0
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -141,7 +164,18 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         else:
             wrapped = _guard_unary(handler.stream_unary or handler.unary_unary)
             make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        return make(wrapped, self._counted(details.method, handler.request_deserializer), handler.response_serializer)
+
+    def _counted(self, method: str, read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        def counted(data: bytes) -> Any:
+            try:
+                return read(data)
+            except DecodeError:
+                self.num_undecodable += 1
+                logger.warning("what came is no message; the call ends", extra={"method": method, "num_bytes": len(data)})
+                raise
+
+        return counted
 
 
 def _guard_unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -173,6 +207,8 @@ def _guard_stream(method: Callable[..., Any]) -> Callable[..., AsyncIterator[Any
 async def _fail(context: Any, exception: Exception) -> NoReturn:
     if isinstance(exception, grpc.aio.AbortError):
         raise exception
+    if isinstance(exception, DecodeError):
+        await abort(context, InvalidRequest("What came is no message of this call.", code="protocol_error"))
     error = from_exception(exception)
     if error is not exception:
         logger.exception("a call failed")

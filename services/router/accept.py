@@ -44,12 +44,13 @@ _SAME_NAME = (
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and what came beside the body."""
+    """Who asks, and what came beside the body. after: the id of the last event it got."""
 
     tenant: str
     idempotency_key: str | None
     deadline_ms: int
     trace: types_pb2.TraceContext
+    after: str = ""
 
 
 def chat_request(body: ChatBody, caller: Caller) -> GenerateRequest:
@@ -342,6 +343,8 @@ def _request(
     names: Mapping[str, str],
     key: str | None = None,
 ) -> GenerateRequest:
+    # Of a body with several prompts no stream has a position.
+    goes_on = body.stream and caller.idempotency_key is not None and key in (None, caller.idempotency_key)
     request = GenerateRequest(
         model=body.model,
         tenant=caller.tenant,
@@ -354,6 +357,7 @@ def _request(
         deadline_ms=caller.deadline_ms,
         cache_salt=body.cache_salt or "",
         idempotency_key=key or caller.idempotency_key,
+        after=caller.after if goes_on else "",
         trace=caller.trace,
         names=names,
     )

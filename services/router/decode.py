@@ -1,7 +1,7 @@
 """Token ids to text over one Decode stream: what readers have accepted goes up, their text and stop strings come back.
 
 Everything accepted since the last message goes into the next one, so a message of a worker makes at most one message
-here. When the stream breaks, another replica is asked to rebuild every reader's state from its ids.
+here. When the stream breaks, or is silent, another replica is asked to rebuild every reader's state from its ids.
 
 Most tokens are plain ASCII and most requests name no stop string: their text is known from the vocabulary, and such a
 reader goes to the tokenizer only at a token that is not plain, until nothing is held back any more. One token at a time,
@@ -19,7 +19,11 @@ import grpc
 
 from services.router.tokenizer import Replica, Tokenizers, backoff
 from shared.pb import tokenizer_pb2
-from shared.rpc import one_line
+from shared.rpc import Garbled, one_line, whole
+
+# A question that is not answered for so many ticks goes to another replica; for twice as many if that changed nothing.
+TICK_S = 0.05
+SILENT_TICKS, MAX_SILENT_TICKS = 10, 160
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +82,7 @@ class Decoder:
         self._last_number = 0
         self._wake = asyncio.Event()
         self._answered = False
+        self._silent_ticks = SILENT_TICKS
         self.connected = False
 
     def push(self, reader: Reader) -> None:
@@ -138,8 +143,10 @@ class Decoder:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._write(call))
                     tasks.create_task(self._read(call))
+                    tasks.create_task(self._listen())
             except* Exception as errors:
                 attempt = 0 if self._answered else attempt + 1
+                self._tokenizers.num_garbled += isinstance(errors.exceptions[0], Garbled)
                 # One that never answered may still be starting; readiness says so, once, without a line per attempt.
                 level = logging.WARNING if self._answered else logging.DEBUG
                 cause = one_line(errors.exceptions[0])
@@ -162,6 +169,19 @@ class Decoder:
             self.push(reader)
         # For what was queued while the last stream had not answered.
         self._wake.set()
+
+    async def _listen(self) -> None:
+        """Raises once the replica is silent for too long. Counts ticks: a stop of this process is no silence of theirs."""
+        num_ticks = 0
+        waits_for: list[Reader] | None = None
+        while True:
+            await asyncio.sleep(TICK_S)
+            oldest = self._unanswered[0] if self._unanswered else None
+            num_ticks = num_ticks + 1 if oldest is waits_for and oldest is not None else 0
+            waits_for = oldest
+            if num_ticks >= self._silent_ticks and not self._tokenizers.is_one:
+                self._silent_ticks = min(MAX_SILENT_TICKS, 2 * self._silent_ticks)
+                raise _Silent
 
     async def _write(self, call: Any) -> None:
         while True:
@@ -220,10 +240,11 @@ class Decoder:
 
     async def _read(self, call: Any) -> None:
         while True:
-            reply = await call.read()
+            reply = whole(await call.read())
             if reply is grpc.aio.EOF:
                 raise _Closed
             self._answered = True
+            self._silent_ticks = SILENT_TICKS
             self._deliver(reply)
 
     def _deliver(self, reply: tokenizer_pb2.DecodeReply) -> None:
@@ -249,6 +270,10 @@ class Decoder:
         for reader in flushed:
             if readers.pop(reader.number, None) is not None:
                 reader.drained()
+
+
+class _Silent(Exception):
+    """The tokenizer does not answer."""
 
 
 class _Closed(Exception):

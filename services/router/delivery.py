@@ -46,7 +46,11 @@ class Delivery(delivery_pb2_grpc.DeliveryServicer):
         if first is None:
             return
         wake = asyncio.Event()
-        link = _link(first, wake)
+        try:
+            link = _link(first, wake)
+        except InvalidRequest:
+            self.num_refused += 1
+            raise
         logger.info("a worker dialled in", extra={"owner": link.owner})
         reading = asyncio.create_task(self._read(link, first, messages))
         reading.add_done_callback(lambda _: wake.set())

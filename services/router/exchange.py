@@ -106,6 +106,7 @@ class Exchange:
             idempotency_key=None if key is None else key.decode("latin-1"),
             deadline_ms=int(deadline),
             trace=context_from_headers(traced),
+            after=self.headers.get(b"last-event-id", b"").decode("latin-1"),
         )
 
     def note_ignored(self, names: list[str], *, strict: bool) -> None:

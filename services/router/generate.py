@@ -95,7 +95,8 @@ class Generator:
 
         Raises InvalidRequest (`param` named as the door calls it; code "context_length_exceeded" with the numbers),
         NotFound (code "model_not_found"), Unavailable (no worker, no Redis, no tokenizer, overloaded; within 2 s, with
-        `retry_after_s`) or RateLimited. Nothing is left behind when it raises or is cancelled.
+        `retry_after_s`) or RateLimited. Nothing is left behind when it raises or is cancelled. With `after` only the rest is
+        given, whoever has it or makes it again.
         """
         check_model(request, self._names)
         limits = self._workers.limits()
@@ -104,7 +105,8 @@ class Generator:
         token_ids = await self._encode(request)
         prepared = self._prepare(request, token_ids, limits)
         new = self._new_request(request, prepared)
-        generation = self._generation(new, prepared.payload, prepared.deadline_s, description.eos_token_ids)
+        after = _position(request.after, prepared.rid, prepared.params.n)
+        generation = self._generation(new, prepared.payload, prepared.deadline_s, description.eos_token_ids, after)
         crash.point("router.accepted")
         await self._settle(generation, self._resumer.put(generation, new))
         return generation
@@ -116,10 +118,8 @@ class Generator:
         this stream's, and the error that the request ended with.
         """
         request = await self._resumer.asked(rid, tenant)
-        position = positions.read(after, rid) if after else None
         payload = open_sealed(request.payload, rid, self._keys)
-        if position is not None and len(position.counts) != (payload.sampling.n or 1):
-            raise InvalidRequest("This event id has another number of choices.", param="last-event-id", code="invalid_event_id")
+        position = _position(after, rid, payload.sampling.n or 1)
         description = await self._tokenizers.describe()
         deadline_s = request.deadline_ms / 1000 if request.deadline_ms else self._default_deadline_s
         generation = self._generation(request, payload, deadline_s, description.eos_token_ids, position)
@@ -190,7 +190,8 @@ class Generator:
     def _prepare(self, request: GenerateRequest, token_ids: list[int], limits: ModelLimits) -> Prepared:
         check_ids(request, token_ids, limits)
         key = request.idempotency_key
-        rid = new_rid() if key is None else rid_for_key(self._keys[0], request.tenant, key)
+        num_shards = self._queue.num_shards
+        rid = new_rid(num_shards) if key is None else rid_for_key(self._keys[0], request.tenant, key, num_shards)
         # A repeated key must mean the same tokens even where its record was lost, so its seed comes from the rid.
         seed = secrets.randbits(63) if key is None else int(rid[-16:], 16) >> 1
         params = resolve(request, len(token_ids), limits, seed)
@@ -231,6 +232,16 @@ class Generator:
     def _abandon(self, generation: Generation, error: RoadtrainError) -> None:
         """Whether a put that got no answer was done is not known: it is cancelled. One that was refused was not."""
         generation.end(error, Ending.DISCONNECT if error.code == "queue_unavailable" else Ending.RELEASED)
+
+
+def _position(after: str, rid: str, num_choices: int) -> positions.Position | None:
+    """Where the client is that got the event `after`; None for the beginning. Raises InvalidRequest if it is none of rid's."""
+    if not after:
+        return None
+    position = positions.read(after, rid)
+    if len(position.counts) != num_choices:
+        raise InvalidRequest("This event id has another number of choices.", param="last-event-id", code="invalid_event_id")
+    return position
 
 
 def _salt(tenant: str, cache_salt: str) -> bytes:

@@ -6,7 +6,7 @@ A cancel goes to the worker at once and to the queue until it answers. It knows 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
 
 from services.router.archive import Archive
@@ -177,6 +177,14 @@ class Ledger:
                 elif (held := self._unsettled.get(rid)) is not None and rid not in self.cancels:
                     self._settle(held, record)
 
+    def end_unmatched(self, fingerprints: Set[str]) -> None:
+        """Ends what was handed on for its numerics when no worker is left that has them, but others are."""
+        for entry in list(self.owed.values()):
+            held = entry.generation.held
+            if held.declined and fingerprints and held.fingerprint not in fingerprints:
+                logger.warning("no worker has its numerics any more", extra={"rid": held.rid, "wanted": held.fingerprint})
+                entry.generation.end(_unmatched(), Ending.FAILED)
+
     def _settle(self, held: Held, record: Record | None) -> None:
         mine = View(self._router_id, held.attach, owes_ids=False, cancelled=True)
         if decide(mine, record) is Act.CANCEL and record is not None:
@@ -241,6 +249,11 @@ def _known(held: Held, crashes: int) -> Known:
         return Known(crashes=crashes, progress=held.num_tokens)
     owner = Owner.parse(bound.link.owner) if held.live is not None else None
     return Known(owner=owner, epoch=bound.epoch, crashes=crashes, progress=held.num_tokens)
+
+
+def _unmatched() -> RoadtrainError:
+    text = "The workers that began this answer are gone, and those that are left would go on with other numbers; send it again."
+    return Unavailable(text, code="numerics_changed", retry_after_s=1.0)
 
 
 def _superseded() -> RoadtrainError:

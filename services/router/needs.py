@@ -71,6 +71,11 @@ class Plane(Protocol):
         """What is served now."""
         ...
 
+    @property
+    def num_protocol_errors(self) -> int:
+        """Calls to and from other services that ended because of what was said on them."""
+        ...
+
     def not_ready(self) -> str | None:
         """Why a request would be refused now (no Redis, no tokenizer, no worker), or None. Must return at once."""
         ...

@@ -12,8 +12,6 @@ import socket
 import time
 from pathlib import Path
 
-from redis.asyncio import Redis
-
 from services.router.decode import Decoder
 from services.router.delivery import Delivery
 from services.router.generate import Generator
@@ -31,7 +29,7 @@ from shared.config import Settings
 from shared.errors import StartupError, Unavailable
 from shared.pb import delivery_pb2_grpc
 from shared.queue.client import Queue
-from shared.queue.connection import connect
+from shared.queue.connection import Client, connect
 from shared.queue.keys import read_keys
 from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, RouterFacts
 from shared.queue.types import Limits
@@ -51,7 +49,7 @@ logger = logging.getLogger(__name__)
 class Plane:
     """See needs.Plane. Made by `open_plane`; `close` ends it."""
 
-    def __init__(self, settings: Settings, redis: Redis, keys: tuple[bytes, ...]):
+    def __init__(self, settings: Settings, redis: Client, keys: tuple[bytes, ...]):
         router = settings.router
         self._settings = settings
         self._created = int(time.time())
@@ -63,7 +61,7 @@ class Plane:
         )
         model = settings.names[0]
         self.contact = Contact()
-        self.queue = Queue(redis, model=model, limits=limits)
+        self.queue = Queue(redis, model=model, num_shards=settings.queue_shards, limits=limits)
         self.registry = Registry(redis)
         self.workers = Workers(self.registry, model)
         self.tokenizers = Tokenizers(router.tokenizer_addresses)
@@ -100,6 +98,12 @@ class Plane:
         """What is served now."""
         return ServedModel(self._settings.names, self._created, self.workers.max_model_len, self.workers.fingerprint)
 
+    @property
+    def num_protocol_errors(self) -> int:
+        """Calls to and from other services that ended because of what was said on them."""
+        undecodable = self._server.num_undecodable if self._server is not None else 0
+        return undecodable + self.delivery.num_refused + self.resumer.num_refused + self.tokenizers.num_garbled
+
     def ready(self) -> list[str]:
         """Why a request would be refused now; empty if none would be."""
         reasons = {
@@ -128,7 +132,7 @@ class Plane:
         contact, ledger = self.contact, self.ledger
         self._loops = [
             Loop(ANNOUNCE_EVERY_S, self._announce, contact, asyncio.Event()),
-            Loop(REFRESH_S, self.workers.refresh, contact, asyncio.Event()),
+            Loop(REFRESH_S, self._look_for_workers, contact, asyncio.Event()),
             Loop(REAP_S, self._reap, contact, asyncio.Event(), jitter=0.5),
             Loop(RECONCILE_S, ledger.reconcile, contact, contact.returned),
             Loop(CANCEL_RETRY_S, ledger.send_cancels, contact, ledger.cancel_wanted),
@@ -169,6 +173,10 @@ class Plane:
             await self._load()
         if self._server is not None:
             await self.registry.announce_router(RouterFacts(self._router_id, self._boot_id, self._server.address))
+
+    async def _look_for_workers(self) -> None:
+        await self.workers.refresh()
+        self.ledger.end_unmatched(self.workers.fingerprints)
 
     async def _reap(self) -> None:
         if self._loaded and (await self.queue.reap()).dead:

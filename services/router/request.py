@@ -22,6 +22,7 @@ class GenerateRequest:
     `sampling` need not be validated; `seed` and `max_tokens` None leave them to the router.
     `band` is the priority class, 0 (first) to 9. `deadline_ms` counts from acceptance; 0 takes the router's default.
     `dialect` ("chat" or "completion") and `include_usage` say how a stream is answered, should it be taken up elsewhere.
+    `after` is the id of the last event the client got of a stream that it began under the same idempotency key.
     `names` maps a field to what this door calls it ({"max_tokens": "max_completion_tokens"}), for error messages.
     """
 
@@ -34,6 +35,7 @@ class GenerateRequest:
     deadline_ms: int = 0
     cache_salt: str = ""
     idempotency_key: str | None = None
+    after: str = ""
     trace: types_pb2.TraceContext | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     dialect: str = "completion"

@@ -25,7 +25,7 @@ from shared.queue.client import Queue
 from shared.queue.registry import Registry
 from shared.queue.rid import is_rid
 from shared.queue.types import Found, NewRequest
-from shared.rpc import connect
+from shared.rpc import Garbled, connect, whole
 
 FOLLOW_S = 1.0
 RETRY_S = 0.3
@@ -49,6 +49,8 @@ class Resumer:
         self._router_id = router_id
         self._default_deadline_ms = int(default_deadline_s * 1000)
         self._putting = asyncio.Semaphore(MAX_PUTS)
+        # Streams of other routers that ended because of what was said on them.
+        self.num_refused = 0
         ledger.moved = self.moved
 
     def local(self, rid: str, tenant: str) -> tuple[Source, NewRequest] | None:
@@ -143,6 +145,11 @@ class Resumer:
                     generation.source.tell()
         except (grpc.RpcError, Unavailable) as error:
             logger.info("the router that was followed is gone", extra={"rid": generation.rid, "cause": repr(error)[:200]})
+        except (Garbled, ValueError) as error:
+            cause = repr(error)[:200]
+            logger.error("the router that was followed breaks the protocol", extra={"rid": generation.rid, "cause": cause})
+            self.num_refused += 1
+            await asyncio.sleep(RETRY_S)
         return len(ended) == len(generation.held.choices)
 
     async def _find_again(self, generation: Generation, request: NewRequest) -> Messages | None:
@@ -183,7 +190,7 @@ class Resumer:
         try:
             async with asyncio.timeout(FOLLOW_S):
                 await anext(messages)
-        except (grpc.RpcError, TimeoutError, StopAsyncIteration):
+        except (grpc.RpcError, TimeoutError, StopAsyncIteration, Garbled):
             await messages.aclose()
             return None
         return messages
@@ -214,4 +221,4 @@ async def _remote(address: str, rid: str, tenant: str) -> Messages:
     async with connect(address) as channel:
         call = delivery_pb2_grpc.DeliveryStub(channel).Follow(delivery_pb2.FollowRequest(rid=rid, tenant=tenant))
         async for message in call:
-            yield message
+            yield whole(message)

@@ -131,6 +131,7 @@ class Held:
         "attach",
         "bound",
         "choices",
+        "declined",
         "fate",
         "fingerprint",
         "num_cached_tokens",
@@ -146,6 +147,8 @@ class Held:
         self.bound: Binding | None = None
         self.fate = Fate.OWED
         self.fingerprint = ""
+        # A worker claimed it whose numerics are not those its tokens were made with.
+        self.declined = False
         self.paused = False
         self.num_cached_tokens = 0
         self.prompt_logprobs: types_pb2.Logprobs | None = None
@@ -271,6 +274,7 @@ class Sequencer:
                 return
             link.streams[claimed.stream] = binding
             held.bound = binding
+            held.declined = bool(held.num_tokens) and held.fingerprint not in ("", link.fingerprint)
             crash.point("router.claimed")
             self._begin(binding)
 

@@ -1,6 +1,6 @@
 """Client of the tokenizer's unary calls: texts and chats to ids, facts about the model's text, every token's bytes.
 
-Replicas are alike: a call that one does not answer goes to the next. It knows nothing of what the ids mean.
+Replicas are alike: a call that one does not answer, or not soon, goes to the next. It knows nothing of what the ids mean.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc
 # A call on a small input is answered in milliseconds; a large one gets time by its size.
 TRY_S = 2.0
 TRY_S_PER_MB = 2.0
+# After so long (and as much again as its size allows) a call is made to another replica, too: one may be frozen.
+HEDGE_S = 0.25
 ANOTHER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
 logger = logging.getLogger(__name__)
@@ -71,11 +73,18 @@ class Tokenizers:
         self._first = 0
         self._description: tokenizer_pb2.Description | None = None
         self._vocabulary: TokenBytes | None = None
+        # Replies that were none.
+        self.num_garbled = 0
 
     async def close(self) -> None:
         """Ends all connections."""
         for replica in self._replicas:
             await replica.close()
+
+    @property
+    def is_one(self) -> bool:
+        """There is no other replica."""
+        return len(self._replicas) == 1
 
     def next_replica(self, failed: Replica | None = None) -> Replica:
         """The replica to use now; never `failed` while there is another."""
@@ -91,7 +100,8 @@ class Tokenizers:
     async def check(self, replica: Replica) -> tokenizer_pb2.Description:
         """What the replica says of itself, asked once per connection. Raises Unavailable if it contradicts the others."""
         if not replica.checked or self._description is None:
-            description: tokenizer_pb2.Description = await replica.stub.Describe(tokenizer_pb2.DescribeRequest(), timeout=TRY_S)
+            asked = replica.stub.Describe(tokenizer_pb2.DescribeRequest(), timeout=TRY_S)
+            description: tokenizer_pb2.Description = rpc.whole(await asked)
             if self._description is None:
                 self._description = description
             if description.digest != self._description.digest:
@@ -102,15 +112,17 @@ class Tokenizers:
 
     async def encode(self, request: tokenizer_pb2.EncodeRequest) -> list[list[int]]:
         """Token ids of each text, the chat's last. Raises InvalidRequest if a chat cannot be rendered, or Unavailable."""
-        timeout = TRY_S + TRY_S_PER_MB * request.ByteSize() / 1e6
-        reply = await self._any(lambda replica: replica.stub.Encode(request, timeout=timeout))
+        for_size_s = TRY_S_PER_MB * request.ByteSize() / 1e6
+        reply = await self._any(
+            lambda replica: replica.stub.Encode(request, timeout=TRY_S + for_size_s), hedge_s=HEDGE_S + for_size_s
+        )
         return [unpack(packed) for packed in reply.token_ids]
 
     async def load_vocabulary(self) -> None:
         """Fetches every token's bytes, once. Raises Unavailable if no replica answers."""
         if self._vocabulary is None:
             request = tokenizer_pb2.VocabularyRequest()
-            reply = await self._any(lambda replica: replica.stub.Vocabulary(request, timeout=5 * TRY_S))
+            reply = await self._any(lambda replica: replica.stub.Vocabulary(request, timeout=5 * TRY_S), hedge_s=TRY_S)
             self._vocabulary = TokenBytes(reply)
 
     @property
@@ -125,19 +137,37 @@ class Tokenizers:
             raise Unavailable("No tokenizer has answered yet; try again.", code="tokenizer_unavailable", retry_after_s=1.0)
         return self._vocabulary
 
-    async def _any(self, call: Callable[[Replica], Awaitable[Reply]]) -> Reply:
-        replica = self.next_replica()
-        for _ in self._replicas:
-            try:
-                await self.check(replica)
-                return await call(replica)
-            except grpc.aio.AioRpcError as error:
-                if error.code() not in ANOTHER:
-                    raise as_error(error) from error
-            except Unavailable:
-                pass
-            replica = self.next_replica(replica)
+    async def _any(self, call: Callable[[Replica], Awaitable[Reply]], hedge_s: float = HEDGE_S) -> Reply:
+        """The first answer. A replica that fails is followed by the next; one that is silent for hedge_s is joined by it."""
+        asked: set[asyncio.Task[Reply]] = set()
+        replica: Replica | None = None
+        num_left = len(self._replicas)
+        try:
+            while num_left or asked:
+                if num_left:
+                    num_left -= 1
+                    replica = self.next_replica(replica)
+                    asked.add(asyncio.create_task(self._ask(replica, call)))
+                done, asked = await asyncio.wait(
+                    asked, timeout=hedge_s if num_left else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    if (error := task.exception()) is None:
+                        return task.result()
+                    if isinstance(error, grpc.aio.AioRpcError) and error.code() not in ANOTHER:
+                        raise as_error(error) from error
+                    if not isinstance(error, grpc.aio.AioRpcError | Unavailable | rpc.Garbled):
+                        raise error
+                    if isinstance(error, rpc.Garbled):
+                        self.num_garbled += 1
+        finally:
+            for task in asked:
+                task.cancel()
         raise Unavailable("No tokenizer answers; try again.", code="tokenizer_unavailable", retry_after_s=1.0)
+
+    async def _ask(self, replica: Replica, call: Callable[[Replica], Awaitable[Reply]]) -> Reply:
+        await self.check(replica)
+        return rpc.whole(await call(replica))
 
 
 def as_error(error: grpc.aio.AioRpcError) -> RoadtrainError:

@@ -32,6 +32,11 @@ class Workers:
         return str(self._facts[0]["fingerprint"]) if self._facts else ""
 
     @property
+    def fingerprints(self) -> frozenset[str]:
+        """Those of all workers."""
+        return frozenset(str(facts["fingerprint"]) for facts in self._facts)
+
+    @property
     def max_model_len(self) -> int:
         """Most tokens of prompt and output that every worker can take; 0 if there is none."""
         return min((int(facts["max_model_len"]) for facts in self._facts), default=0)

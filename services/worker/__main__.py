@@ -81,7 +81,8 @@ def build_runner(settings: Settings, marks: Marks) -> Built:
 def _sim_runner(config: WorkerConfig) -> Runner:
     spec = SimSpec(
         num_blocks=config.sim_num_blocks,
-        max_model_len=config.max_model_len or min(8192, config.sim_num_blocks * BLOCK_SIZE),
+        # No more than fits: what does not is refused at the door, not here.
+        max_model_len=min(config.max_model_len or 8192, config.sim_num_blocks * BLOCK_SIZE),
         vocab_size=config.sim_vocab_size,
         step_ms=config.sim_step_ms,
         row_ms=config.sim_step_ms_per_seq,
@@ -180,7 +181,7 @@ class Worker:
         admin = Admin(self.owner, self._settings.names[0], self.limits, self.engine, self.consumer, self.begin_drain)
         address = self._settings.worker.admin_address
         registration = (worker_pb2_grpc.add_WorkerServicer_to_server, admin)
-        self._server = await serve(address, [registration], setting="--worker.admin-address")
+        admin.server = self._server = await serve(address, [registration], setting="--worker.admin-address")
         self.engine.start()
         self._watchdog.start()
         self.consumer.start(self.engine)
@@ -261,7 +262,7 @@ async def start(settings: Settings, built: Built) -> AsyncIterator[Worker]:
     keys = read_keys(settings.secret_file)
     redis = connect(settings.redis_url)
     try:
-        queue = Queue(redis, model=settings.names[0])
+        queue = Queue(redis, model=settings.names[0], num_shards=settings.queue_shards)
         await _load(queue, settings.redis_url)
         worker = Worker(settings, built, queue, Registry(redis), keys)
         await worker.start()

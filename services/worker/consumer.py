@@ -60,6 +60,7 @@ class Consumer:
         self.held: dict[str, Assignment] = {}
         self.draining = False
         self.num_bad_payloads = 0
+        self.num_protocol_errors = 0
         self.reaches_redis = True
         self._queue = queue
         self._registry = registry
@@ -218,7 +219,7 @@ class Consumer:
             return
         crash.point("worker.begun")
         assignment.waits_since = None
-        differs = outbound.begin(accepted_ids(begin))
+        differs = outbound.begin(accepted_ids(begin, self._limits.vocab_size))
         if outbound.failure is not None:
             outbound.fail(outbound.failure)
         elif differs:

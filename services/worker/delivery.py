@@ -18,7 +18,7 @@ from services.worker.outbound import Message, Outbound
 from shared import crash
 from shared.pb import delivery_pb2, delivery_pb2_grpc, types_pb2
 from shared.queue.types import Owner
-from shared.rpc import connect, one_line
+from shared.rpc import Garbled, connect, one_line, whole
 from shared.tasks import end_tasks
 
 PROTOCOL_VERSION = 1
@@ -35,7 +35,12 @@ Resolve = Callable[[str], Awaitable[str | None]]
 
 
 class Decisions(Protocol):
-    """What routers decide about assignments; called on the event loop, must not wait."""
+    """What routers decide about assignments; called on the event loop, must not wait.
+
+    num_protocol_errors counts the streams that ended because of what a router said on them.
+    """
+
+    num_protocol_errors: int
 
     def begin(self, outbound: Outbound, begin: delivery_pb2.Begin) -> None:
         """Go on from what was accepted."""
@@ -166,8 +171,13 @@ class Link:
                 await self._converse(call, heard)
             except TimeoutError:
                 logger.warning("router does not answer", extra={"router": self.router_id, "address": self._address})
-            except (grpc.RpcError, asyncio.InvalidStateError, ValueError, IndexError) as error:
+            except (grpc.RpcError, asyncio.InvalidStateError) as error:
                 logger.warning("stream to router broke", extra={"router": self.router_id, "cause": one_line(error)})
+            except (Garbled, ValueError, IndexError) as error:
+                self._decisions.num_protocol_errors += 1
+                # What it said is no answer: it is dialled again as one that has not answered, later each time.
+                heard[0] = False
+                logger.error("a router broke the protocol", extra={"router": self.router_id, "cause": one_line(error)})
             finally:
                 for outbound in self._carried:
                     outbound.detach()
@@ -238,7 +248,7 @@ class Link:
             heard[0] = True
             self._num_unanswered = 0
             self._answered.set()
-            self._receive(message)
+            self._receive(whole(message))
 
     def _receive(self, message: delivery_pb2.FromRouter) -> None:
         streams, decisions = self._streams, self._decisions

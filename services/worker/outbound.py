@@ -277,9 +277,12 @@ class Outbound:
         return message
 
 
-def accepted_ids(begin: delivery_pb2.Begin) -> "dict[int, tuple[array[int], bool]]":
+def accepted_ids(begin: delivery_pb2.Begin, vocab_size: int) -> "dict[int, tuple[array[int], bool]]":
     """What Begin says was accepted, by choice. Raises ValueError if its bytes are no token ids."""
-    return {row.choice: (unpack(row.token_ids), row.finished) for row in begin.accepted}
+    accepted = {row.choice: (unpack(row.token_ids), row.finished) for row in begin.accepted}
+    if any(max(ids, default=0) >= vocab_size for ids, _ in accepted.values()):
+        raise ValueError("a router accepted what is no token id")
+    return accepted
 
 
 def unpack(packed: bytes) -> "array[int]":

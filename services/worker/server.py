@@ -11,6 +11,7 @@ from services.worker.engine.engine import Engine
 from services.worker.engine.step import RunnerLimits
 from shared.pb import worker_pb2, worker_pb2_grpc
 from shared.queue.types import Owner
+from shared.rpc import Server
 
 
 class Admin(worker_pb2_grpc.WorkerServicer):
@@ -25,6 +26,8 @@ class Admin(worker_pb2_grpc.WorkerServicer):
         self._engine = engine
         self._consumer = consumer
         self._drain = drain
+        # Whose port this is; set once it is open.
+        self.server: Server
 
     async def Status(self, request: worker_pb2.StatusRequest, context: Any) -> worker_pb2.StatusReply:  # noqa: N802
         """See protos/worker.proto."""
@@ -44,6 +47,8 @@ class Admin(worker_pb2_grpc.WorkerServicer):
             num_tokens_computed=stats.computed_tokens,
             num_tokens_cached=stats.cached_tokens,
             num_preemptions=stats.preemptions,
+            num_bad_payloads=self._consumer.num_bad_payloads,
+            num_protocol_errors=self._consumer.num_protocol_errors + self.server.num_undecodable,
         )
 
     async def Drain(self, request: worker_pb2.DrainRequest, context: Any) -> worker_pb2.DrainReply:  # noqa: N802

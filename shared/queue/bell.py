@@ -5,19 +5,21 @@ It knows nothing of what was put.
 """
 
 import asyncio
+from collections.abc import Sequence
 from types import TracebackType
 
-from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
+
+from shared.queue.connection import Client
 
 
 class Bell:
-    """One subscription on a connection of its own; it survives Redis restarts."""
+    """One subscription on a connection of its own; it survives restarts and changes of the primary."""
 
-    def __init__(self, redis: Redis, channel: str):
+    def __init__(self, redis: Client, channels: Sequence[str]):
         self._redis = redis
-        self._channel = channel
+        self._channels = channels
         self._pubsub: PubSub | None = None
 
     async def __aenter__(self) -> "Bell":
@@ -33,7 +35,7 @@ class Bell:
         """
         try:
             return await self._wait(timeout_s)
-        except (RedisError, OSError):
+        except (RedisError, RedisClusterException, OSError):
             await self._close()
             await asyncio.sleep(timeout_s)
             return False
@@ -43,7 +45,7 @@ class Bell:
         end = loop.time() + timeout_s
         if self._pubsub is None:
             self._pubsub = self._redis.pubsub()
-            await self._pubsub.subscribe(self._channel)
+            await self._pubsub.subscribe(*self._channels)
         rung = False
         while rung or (left := end - loop.time()) > 0:
             message = await self._pubsub.get_message(timeout=0.0 if rung else left)
@@ -57,5 +59,5 @@ class Bell:
             pubsub, self._pubsub = self._pubsub, None
             try:
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
-            except (RedisError, OSError):
+            except (RedisError, RedisClusterException, OSError):
                 return

@@ -1,21 +1,21 @@
 """The queue as routers and workers call it: one method per script of reference/protocol.md §3, plus reads.
 
-Every method may be repeated after a lost reply, answers the truth, and raises Unavailable(code="queue_unavailable") when Redis
-cannot be asked. It knows nothing of payload contents, of streams or of who is right: the scripts decide.
+A queue has one shard or several, each wholly in one slot of a cluster; a rid names its own. Every method may be repeated after
+a lost reply, answers the truth, and raises Unavailable(code="queue_unavailable") when Redis cannot be asked; what concerns all
+shards is done with those that answer. It knows nothing of payload contents, of streams or of who is right: the scripts decide.
 """
 
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from math import inf
-from typing import Any, cast
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any, TypeVar, cast
 
-from redis.asyncio import Redis
-
-from shared.errors import InvalidRequest, NotFound, RateLimited, Unavailable
+from shared.errors import InvalidRequest, RateLimited, Unavailable
 from shared.queue.bell import Bell
-from shared.queue.connection import check_server, redis_errors
+from shared.queue.connection import Client, check_server, redis_errors
+from shared.queue.replies import answer_of, body_of, claim_of, found_of, own_answer, record_of
+from shared.queue.rid import shard_of
 from shared.queue.scripts import Scripts
+from shared.queue.shard import Shard
 from shared.queue.types import (
     Answer,
     CancelReason,
@@ -32,32 +32,49 @@ from shared.queue.types import (
     Record,
     Renewal,
     RenewVerdict,
-    State,
     Timings,
-    Verdict,
 )
 
 REAP_BATCH = 100
 
+Reply = TypeVar("Reply")
+
 
 class Queue:
-    """One shard of one model's queue. Call `load` once before anything else."""
+    """One model's queue. Call `load` once before anything else."""
 
-    def __init__(self, redis: Redis, *, model: str, shard: int = 0, limits: Limits | None = None, timings: Timings | None = None):
+    def __init__(
+        self, redis: Client, *, model: str, num_shards: int = 1, limits: Limits | None = None, timings: Timings | None = None
+    ):
         """`redis` from connection.connect; model must not hold braces, which delimit the hash tag."""
         if "{" in model or "}" in model:
             raise ValueError(f"model name {model!r} holds a brace")
-        self.prefix = f"rt:{{{model}/{shard}}}:"
-        self.limits = limits or Limits()
         self.timings = timings or Timings()
+        limits = limits or Limits()
+        # Each shard takes its part; what a put compares with is that shard's own.
+        self._limits = tuple(
+            -(-most // num_shards)
+            for most in (limits.max_requests, limits.max_tokens, limits.max_tenant_requests, limits.max_tenant_tokens)
+        )
         self._redis = redis
-        self._scripts = Scripts(redis, self.prefix)
-        self._run_id = ""
-        self._quiet_until = -inf
+        self._scripts = Scripts(redis)
+        quiet_s = 1.25 * self.timings.lease_ms / 1000
+        self._shards = [Shard(self._scripts, f"rt:{{{model}/{number}}}:", quiet_s) for number in range(num_shards)]
+        self._turn = 0
+
+    @property
+    def num_shards(self) -> int:
+        """Shards that rids may name."""
+        return len(self._shards)
+
+    @property
+    def prefixes(self) -> list[str]:
+        """What the keys of each shard begin with."""
+        return [shard.prefix for shard in self._shards]
 
     async def load(self) -> None:
         """Loads the scripts. Raises Unavailable for no server, StartupError for one that is too old, evicts or refuses us."""
-        async with self._asking():
+        async with redis_errors():
             await check_server(self._redis)
             await self._scripts.load()
 
@@ -71,9 +88,9 @@ class Queue:
         return await self._put(request, attach=attach or 0, first=attach is None, known=known or Known())
 
     async def _put(self, request: NewRequest, *, attach: int, first: bool, known: Known) -> Answer:
-        reply = await self._run(
+        reply = await self._of(request.rid).run(
             "put",
-            *_body(request),
+            *body_of(request),
             request.router_id,
             attach,
             int(first),
@@ -84,10 +101,7 @@ class Queue:
             request.weight,
             self.timings.lease_ms,
             self.timings.affinity_ms,
-            self.limits.max_requests,
-            self.limits.max_tokens,
-            self.limits.max_tenant_requests,
-            self.limits.max_tenant_tokens,
+            *self._limits,
         )
         verdict = reply[0]
         if verdict == b"overloaded":
@@ -96,7 +110,7 @@ class Queue:
             raise RateLimited("You have too much under way; wait for some of it to end.", retry_after_s=int(reply[1]) / 1000)
         if verdict == b"reused":
             raise InvalidRequest("This idempotency key was used for a different request.", code="idempotency_key_reused")
-        return _answer(reply)
+        return answer_of(reply)
 
     async def claim(
         self, owner: Owner, k: int, *, solo: bool = False, lease_ms: int | None = None, max_cost: int | None = None
@@ -108,39 +122,67 @@ class Queue:
         (solo=True) the first one always fits. Requests past their deadline are ended on the way.
         """
         lease = lease_ms or self.timings.lease_ms
-        cost = -1 if max_cost is None else max_cost
-        reply = await self._run("claim", owner, k, int(solo), lease, cost, self.timings.retain_ms)
-        return [_claim(line) for line in reply]
+        self._turn += 1
+        claims: list[Claim] = []
+        failure: Unavailable | None = None
+        for at in range(self.num_shards):
+            shard = self._shards[(self._turn + at) % self.num_shards]
+            alone = solo and not claims
+            left = -1 if max_cost is None else max(0, max_cost - sum(claim.num_tokens for claim in claims))
+            try:
+                reply = await shard.run("claim", owner, k - len(claims), int(alone), lease, left, self.timings.retain_ms)
+            except Unavailable as error:
+                failure = error
+                continue
+            claims += (claim_of(line) for line in reply)
+            if len(claims) == k or any(claim.solo for claim in claims):
+                break
+        if failure is not None and not claims:
+            raise failure
+        return claims
 
     async def reserve(self, owner: Owner) -> bool:
         """Whether this busy worker must claim nothing more until it is empty: what must run alone has waited too long.
 
-        At most one worker is told so at a time; it asks again, and goes on with other work, when this is over.
+        At most one worker for each shard is told so at a time; it asks again, and goes on with other work, when this is over.
         """
-        return bool(await self._run("reserve", owner, self.timings.solo_wait_ms, self.timings.solo_hold_ms))
+        times = (self.timings.solo_wait_ms, self.timings.solo_hold_ms)
+        return any(await _those_that_answer(shard.run("reserve", owner, *times) for shard in self._shards))
 
     async def renew(self, owner: Owner, held: Sequence[Held], *, lease_ms: int | None = None) -> list[Renewal]:
-        """Extends the leases of all that this worker holds, in one call; call it only after a finished step or an idle tick."""
-        flat = [value for line in held for value in (line.rid, line.epoch, line.attach, line.progress)]
-        reply = await self._run("renew", owner, lease_ms or self.timings.lease_ms, *flat)
-        return [
-            Renewal(line.rid, cast(RenewVerdict, verdict.decode()), router.decode(), int(attach))
-            for line, (verdict, router, attach) in zip(held, reply, strict=True)
-        ]
+        """Extends the leases of all that this worker holds, in one call; call it only after a finished step or an idle tick.
+
+        What stands in a shard that does not answer while others do is "unknown".
+        """
+        lease = lease_ms or self.timings.lease_ms
+
+        async def renew(shard: Shard, lines: list[Held]) -> list[Renewal]:
+            flat = [value for line in lines for value in (line.rid, line.epoch, line.attach, line.progress)]
+            return [
+                Renewal(line.rid, cast(RenewVerdict, verdict.decode()), router.decode(), int(attach))
+                for line, (verdict, router, attach) in zip(lines, await shard.run("renew", owner, lease, *flat), strict=True)
+            ]
+
+        parts: dict[Shard, list[Held]] = {}
+        for line in held:
+            parts.setdefault(self._of(line.rid), []).append(line)
+        answers = await _those_that_answer(renew(shard, lines) for shard, lines in parts.items())
+        found = {renewal.rid: renewal for renewals in answers for renewal in renewals}
+        return [found.get(line.rid, Renewal(line.rid, "unknown")) for line in held]
 
     async def revoke(self, router_id: str, rid: str, owner: Owner, epoch: int, progress: int = 0) -> Answer:
         """The stream to that owner broke and was not re-dialled: its lease ends now. "refused" if it is not the owner.
 
         progress: output tokens over all choices that this router has.
         """
-        return _answer(await self._run("revoke", rid, router_id, owner, epoch, progress))
+        return answer_of(await self._of(rid).run("revoke", rid, router_id, owner, epoch, progress))
 
     async def release(self, owner: Owner, rid: str, epoch: int, floor: int = 0, progress: int = 0) -> Answer:
         """Hands a request back to the front of the queue; floor is the epoch of a Fenced answer. Else "refused".
 
         progress: as in a renewal; a request that is past the token of its last crash need not run alone any more.
         """
-        return _answer(await self._run("release", rid, owner, epoch, floor, progress))
+        return answer_of(await self._of(rid).run("release", rid, owner, epoch, floor, progress))
 
     async def finish(
         self,
@@ -160,7 +202,8 @@ class Queue:
         "orphan" may be revived. Works when Redis is full, and when Redis forgot the request.
         """
         retain = self.timings.retain_ms
-        return _answer(await self._run("finish", rid, owner, epoch, attach, outcome, reason, tenant, usage, retain))
+        shard = self._of(rid)
+        return answer_of(await shard.run("finish", rid, owner, epoch, attach, outcome, reason, tenant, usage, retain))
 
     async def cancel(self, rid: str, *, tenant: str, router_id: str, attach: int, why: CancelReason) -> Answer:
         """Cancels by exact rid. Raises NotFound when it is another tenant's.
@@ -168,7 +211,7 @@ class Queue:
         "client": "ok", or "refused" with state done or dead; a missing one is recorded as cancelled.
         "disconnect": "ok", or "refused"/"missing" when the client is no longer at (router_id, attach).
         """
-        return _own(await self._run("cancel", rid, tenant, router_id, attach, why, self.timings.retain_ms), rid)
+        return own_answer(await self._of(rid).run("cancel", rid, tenant, router_id, attach, why, self.timings.retain_ms), rid)
 
     async def adopt(
         self,
@@ -186,8 +229,8 @@ class Queue:
         revivable request is queued again; `request` is its body where the client sent it, used when Redis forgot it.
         Raises NotFound when it is another tenant's. Other verdicts: "missing", "gone", "ended".
         """
-        body = _body(request) if request else (rid, tenant, 0, 0, 0, "", "", b"")
-        answer = _own(await self._run("adopt", *body, tenant, router_id, attach or 0), rid)
+        body = body_of(request) if request else (rid, tenant, 0, 0, 0, "", "", b"")
+        answer = own_answer(await self._of(rid).run("adopt", *body, tenant, router_id, attach or 0), rid)
         if answer.verdict == "missing" and request:
             return await self._put(request, attach=attach or 0, first=False, known=known or Known())
         return answer
@@ -198,149 +241,110 @@ class Queue:
         Every router calls it about every 500 ms, jittered. It holds still for one lease and one renewal after Redis was
         unreachable or another server answers: then every lease looks expired and none is.
         """
-        async with self._asking():
-            run_id = (await self._redis.info("server"))["run_id"]
-        if run_id != self._run_id:
-            if self._run_id:
-                self._be_quiet()
-            self._run_id = run_id
-        if time.monotonic() < self._quiet_until:
-            return Reaped(quiet=True)
+        found = await _all(self._reap(shard) for shard in self._shards)
+        return Reaped(
+            num_requeued=sum(reaped.num_requeued for reaped in found),
+            num_expired=sum(reaped.num_expired for reaped in found),
+            dead=tuple(rid for reaped in found for rid in reaped.dead),
+            quiet=any(reaped.quiet for reaped in found),
+        )
+
+    async def _reap(self, shard: Shard) -> Reaped:
         timings = self.timings
-        reply = await self._run("reap", REAP_BATCH, timings.hold_ms, timings.retain_ms, timings.quarantine_ms)
-        return Reaped(int(reply[0]), int(reply[1]), tuple(rid.decode() for rid in reply[2]))
+        args = (REAP_BATCH, timings.hold_ms, timings.retain_ms, timings.quarantine_ms)
+        # A run id that is not the server's only asks for it.
+        run_id, *reaped = await shard.run("reap", *args, "" if shard.quiet else shard.run_id)
+        if not reaped and shard.is_new(run_id.decode()):
+            run_id, *reaped = await shard.run("reap", *args, shard.run_id)
+        return Reaped(int(reaped[0]), int(reaped[1]), tuple(rid.decode() for rid in reaped[2])) if reaped else Reaped(quiet=True)
 
     async def seen(self, owner: Owner) -> None:
         """This boot lives; a side thread of the worker says so every second."""
-        await self._run("seen", owner, 0)
+        await _all(shard.run("seen", owner, 0) for shard in self._shards)
 
     async def exited(self, owner: Owner) -> None:
         """This boot is gone for sure (its parent saw it exit): what it held counts as crashed without waiting."""
-        await self._run("seen", owner, 1)
+        await _all(shard.run("seen", owner, 1) for shard in self._shards)
 
     async def read(self, rids: Sequence[str]) -> dict[str, Record | None]:
-        """The records as they stand, all at one moment; None where Redis has none."""
-        if not rids:
-            return {}
-        reply = await self._run("read", *rids)
-        return {rid: _record(rid, line) for rid, line in zip(rids, reply, strict=True)}
+        """The records as they stand, all of a shard at one moment; None where Redis has none."""
+
+        async def read(shard: Shard, rids: list[str]) -> list[tuple[str, Record | None]]:
+            return [(rid, record_of(rid, line)) for rid, line in zip(rids, await shard.run("read", *rids), strict=True)]
+
+        parts: dict[Shard, list[str]] = {}
+        for rid in rids:
+            parts.setdefault(self._of(rid), []).append(rid)
+        return dict(pair for pairs in await _all(read(*part) for part in parts.items()) for pair in pairs)
 
     async def look(self, rid: str) -> Found | None:
         """Everything of one record, for a client that has only its rid; None if there is none."""
-        reply = await self._run("look", rid)
-        return _found(rid, reply) if reply else None
+        reply = await self._of(rid).run("look", rid)
+        return found_of(rid, reply) if reply else None
 
     async def dead(self) -> list[tuple[str, float]]:
         """The dead letters: rid and when it died, seconds since 1970, oldest first."""
-        async with self._asking():
-            found = await cast(Any, self._redis.zrange(self.prefix + "dead", 0, -1, withscores=True))
-        return [(rid.decode(), at / 1e6) for rid, at in found]
+
+        async def dead(shard: Shard) -> list[tuple[str, float]]:
+            async with shard.asking():
+                found = await cast(Any, self._redis.zrange(shard.prefix + "dead", 0, -1, withscores=True))
+            return [(rid.decode(), at / 1e6) for rid, at in found]
+
+        found = await _all(dead(shard) for shard in self._shards)
+        return sorted((letter for letters in found for letter in letters), key=lambda letter: letter[1])
 
     async def pardon(self, rid: str) -> Answer:
         """A dead letter may run again, once its client comes back with its key or its rid. "refused" if it is none."""
-        return _answer(await self._run("pardon", rid, self.timings.retain_ms))
+        return answer_of(await self._of(rid).run("pardon", rid, self.timings.retain_ms))
 
     async def discard(self, rid: str) -> Answer:
         """A dead letter and its prompt are gone. "refused" if it is none."""
-        return _answer(await self._run("discard", rid))
+        return answer_of(await self._of(rid).run("discard", rid))
 
     async def measure(self) -> Load:
         """What waits, and how fast workers take it."""
-        async with self._asking():
-            num, tokens, rate = await cast(Any, self._redis.hmget(self.prefix + "load", ["num", "tokens", "rate"]))
-        return Load(int(num or 0), int(tokens or 0), float(rate or 0))
+
+        async def measure(shard: Shard) -> Load:
+            async with shard.asking():
+                num, tokens, rate = await cast(Any, self._redis.hmget(shard.prefix + "load", ["num", "tokens", "rate"]))
+            return Load(int(num or 0), int(tokens or 0), float(rate or 0))
+
+        loads = await _all(measure(shard) for shard in self._shards)
+        return Load(
+            sum(load.num_requests for load in loads),
+            sum(load.num_tokens for load in loads),
+            sum(load.claims_per_s for load in loads),
+        )
 
     def bell(self) -> Bell:
         """A connection of its own that wakes when something is put; `async with queue.bell() as bell: await bell.wait(s)`."""
-        return Bell(self._redis, self.prefix + "bell")
+        return Bell(self._redis, [shard.prefix + "bell" for shard in self._shards])
 
-    async def _run(self, name: str, *args: object) -> Any:
-        async with self._asking():
-            return await self._scripts.run(name, args)
-
-    @asynccontextmanager
-    async def _asking(self) -> AsyncIterator[None]:
-        try:
-            async with redis_errors():
-                yield
-        except Unavailable as error:
-            if error.code == "queue_unavailable":
-                self._be_quiet()
-            raise
-
-    def _be_quiet(self) -> None:
-        self._quiet_until = time.monotonic() + 1.25 * self.timings.lease_ms / 1000
+    def _of(self, rid: str) -> Shard:
+        # A rid of a stranger may name a shard that is not there; it is in none.
+        return self._shards[shard_of(rid) % len(self._shards)]
 
 
-def _body(request: NewRequest) -> tuple[object, ...]:
-    warm_key = request.warm_key.hex() if request.warm_key else ""
-    deadline_ms = 0 if request.deadline_ms is None else max(request.deadline_ms, 1)
-    shape = (request.band, request.num_tokens, deadline_ms)
-    return request.rid, request.tenant, *shape, request.digest, warm_key, request.payload
+async def _all(calls: Iterable[Awaitable[Reply]]) -> list[Reply]:
+    """Every call's answer; if one of them raises, so does this, once all have ended."""
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    for answer in found:
+        if isinstance(answer, BaseException):
+            raise answer
+    return cast(list[Reply], found)
 
 
-def _answer(reply: list[bytes]) -> Answer:
-    verdict, state, epoch, owner, router, attach, reason, booked = (value.decode() for value in reply)
-    return Answer(cast(Verdict, verdict), cast(State, state), int(epoch), owner, router, int(attach), reason, booked == "1")
-
-
-def _own(reply: list[bytes], rid: str) -> Answer:
-    if reply[0] == b"foreign":
-        raise NotFound(f"There is no request {rid}.")
-    return _answer(reply)
-
-
-def _claim(line: list[bytes]) -> Claim:
-    rid, epoch, router, attach, payload, left, band, tag, tenant, cost, crashes, died_at, solo = line
-    return Claim(
-        rid=rid.decode(),
-        epoch=int(epoch),
-        router=router.decode(),
-        attach=int(attach),
-        payload=payload,
-        deadline_ms_left=None if left == b"-1" else int(left),
-        band=int(band),
-        tag=float(tag),
-        tenant=tenant.decode(),
-        num_tokens=int(cost),
-        crashes=int(crashes),
-        died_at=int(died_at),
-        solo=solo == b"1",
-    )
-
-
-def _found(rid: str, reply: list[Any]) -> Found:
-    answer = _answer(reply[0])
-    tenant, payload, digest, cost, band, left, warm_key, crashes, revivable = reply[1:]
-    request = NewRequest(
-        rid=rid,
-        router_id=answer.router,
-        tenant=tenant.decode(),
-        payload=payload,
-        digest=digest.decode(),
-        num_tokens=int(cost),
-        band=int(band),
-        deadline_ms=None if left == b"-1" else int(left),
-        warm_key=bytes.fromhex(warm_key.decode()) or None,
-    )
-    return Found(answer, request, int(crashes), revivable == b"1")
-
-
-def _record(rid: str, line: list[bytes | None]) -> Record | None:
-    if line[0] is None:
-        return None
-    state, epoch, owner, router, attach, revivable, crashes, counted, reason, tenant, usage = (value or b"" for value in line)
-    return Record(
-        rid=rid,
-        state=cast(State, state.decode()),
-        epoch=int(epoch or 0),
-        owner=owner.decode(),
-        router=router.decode(),
-        attach=int(attach or 0),
-        revivable=revivable == b"1",
-        crashes=int(crashes or 0),
-        counted=counted == b"1",
-        reason=reason.decode(),
-        tenant=tenant.decode(),
-        usage=usage,
-    )
+async def _those_that_answer(calls: Iterable[Awaitable[Reply]]) -> list[Reply]:
+    """The answers of those calls that found their server; raises Unavailable if none did."""
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    answers: list[Reply] = []
+    failures: list[BaseException] = []
+    for answer in found:
+        if isinstance(answer, BaseException):
+            failures.append(answer)
+        else:
+            answers.append(answer)
+    for failure in failures:
+        if not answers or not isinstance(failure, Unavailable):
+            raise failure
+    return answers

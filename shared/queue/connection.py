@@ -3,6 +3,7 @@
 It knows nothing of the queue's keys or scripts.
 """
 
+import asyncio
 import ipaddress
 import logging
 from collections.abc import AsyncIterator
@@ -10,14 +11,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
-    ClusterDownError,
-    MasterDownError,
+    ClusterError,
     NoPermissionError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
     ResponseError,
     TimeoutError,
@@ -26,10 +29,14 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.errors import StartupError, Unavailable
+from shared.queue.address import Address, parse
+
+Client = Redis | RedisCluster
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 2.0
+SENTINEL_TIMEOUT_S = 0.5
 MAX_CONNECTIONS = 16
 RETRY_AFTER_S = 1.0
 
@@ -39,17 +46,31 @@ OLDEST = (6, 2, 0)
 
 # What a server says when it cannot serve now, though the request is fine: by class when the reply is the error itself, by text
 # when a script met it.
-_NOT_NOW = (ReadOnlyError, MasterDownError, ClusterDownError, TryAgainError)
+_NOT_NOW = (ReadOnlyError, TryAgainError)
 _NOT_NOW_TEXT = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY")
 _FULL_TEXT = "command not allowed when used memory"
 _REFUSALS = (AuthenticationError, NoPermissionError)
 
 
-def connect(redis_url: str) -> Redis:
-    """A client for redis://, rediss:// or unix:// addresses, connected at the first call. Raises StartupError for a bad one.
+def connect(redis_url: str) -> Client:
+    """A client for any address that address.py knows, connected at the first call. Raises StartupError for a bad one.
 
-    Each call may take 2 seconds and is tried twice; at most 16 connections, for which further calls wait.
+    Each call may take 2 seconds and is tried twice; at most 16 connections (to each server), for which further calls wait.
     """
+    address = parse(redis_url)
+    match address.kind:
+        case "sentinel":
+            return Redis.from_pool(_primary_pool(address))
+        case "cluster":
+            return _Cluster(
+                startup_nodes=[ClusterNode(host, port) for host, port in address.nodes],
+                username=address.username,
+                password=address.password,
+                ssl=address.encrypted,
+                socket_timeout=TIMEOUT_S,
+                socket_connect_timeout=TIMEOUT_S,
+                retry=Retry(NoBackoff(), 1),
+            )
     # No health_check_interval: redis-py 8.1 recurses without end when its check is refused while connecting (no password, server
     # still loading). The second try replaces a connection that died unnoticed.
     try:
@@ -66,16 +87,68 @@ def connect(redis_url: str) -> Redis:
     return Redis.from_pool(pool)
 
 
-async def check_server(redis: Redis) -> None:
+class _PrimaryPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Connections to whatever server the sentinels call primary when each is opened."""
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """Ends the connections to sentinels, too, when all are to end."""
+        await super().disconnect(inuse_connections)
+        if inuse_connections:
+            await self.sentinel_manager.aclose()
+
+
+def _primary_pool(address: Address) -> _PrimaryPool:
+    timeouts = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
+    secrets = {"username": address.sentinel_username, "password": address.sentinel_password}
+    # A sentinel that does not answer must not use up the time of a call: there are others.
+    asking = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
+    asking_kwargs = {**asking, **secrets, "ssl": address.encrypted, "retry": Retry(NoBackoff(), 0)}
+    return _PrimaryPool(  # type: ignore[no-untyped-call]
+        address.master,
+        Sentinel(address.nodes, sentinel_kwargs=asking_kwargs),  # type: ignore[no-untyped-call]
+        ssl=address.encrypted,
+        username=address.username,
+        password=address.password,
+        db=address.db,
+        max_connections=MAX_CONNECTIONS,
+        timeout=TIMEOUT_S,
+        retry=Retry(NoBackoff(), 1),
+        **timeouts,
+    )
+
+
+class _Cluster(RedisCluster):
+    """A cluster's client that makes calls wait for each other where redis-py would refuse them."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(max_connections=2 * MAX_CONNECTIONS, **settings)
+        self._free = asyncio.Semaphore(MAX_CONNECTIONS)
+
+    async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
+        """One command, when there is a connection for it."""
+        async with self._free:
+            return await super().execute_command(*args, **kwargs)
+
+
+async def check_server(redis: Client) -> None:
     """Raises StartupError for a server that is too old to be exposed, or that would throw requests away under memory pressure."""
     try:
-        info: dict[str, Any] = await redis.info()
+        if isinstance(redis, RedisCluster):
+            await redis.initialize()
+            infos = [await redis.info(target_nodes=node) for node in redis.get_primaries()]
+        else:
+            infos = [await redis.info()]
     except RedisError as error:
         # redis-py hides what went wrong while connecting behind a plain ConnectionError.
         if isinstance(error, _REFUSALS) or isinstance(error.__cause__, _REFUSALS):
             raise StartupError(f"Redis refuses us ({error}); write user and password into its address") from error
         raise
-    _check_version(info, private=_is_private(redis))
+    for info in infos:
+        _check_info(info, private=_is_private(redis))
+
+
+def _check_info(info: dict[str, Any], *, private: bool) -> None:
+    _check_version(info, private=private)
     policy, limit = info.get("maxmemory_policy", "noeviction"), int(info.get("maxmemory", 0))
     if policy != "noeviction" and limit:
         raise StartupError(f"Redis has maxmemory-policy {policy}, which throws requests away; set it to noeviction")
@@ -88,7 +161,8 @@ async def redis_errors() -> AsyncIterator[None]:
     """Turns trouble with Redis into Unavailable: queue_unavailable, or queue_full when it is out of memory."""
     try:
         yield
-    except (RedisConnectionError, TimeoutError, OSError) as error:
+    except (RedisConnectionError, TimeoutError, OSError, RedisClusterException, ClusterError) as error:
+        # The last two: no server of a cluster answers, nobody serves the slot, or they still disagree about who does.
         raise _unavailable("cannot be reached", "queue_unavailable") from error
     except ResponseError as error:
         text = str(error)
@@ -124,12 +198,18 @@ def is_patched(kind: str, version: tuple[int, ...]) -> bool:
     return version >= same_line[0] if same_line else version > floors[-1]
 
 
-def _is_private(redis: Redis) -> bool:
-    """Whether the connection cannot leave this machine."""
-    kwargs = redis.connection_pool.connection_kwargs
-    if "path" in kwargs:
-        return True
-    host = str(kwargs.get("host", "localhost"))
+def _is_private(redis: Client) -> bool:
+    """Whether no connection can leave this machine."""
+    if isinstance(redis, RedisCluster):
+        return all(_is_local(node.host) for node in redis.get_nodes())
+    pool = redis.connection_pool
+    if isinstance(pool, SentinelConnectionPool):
+        return pool.master_address is not None and _is_local(pool.master_address[0])
+    kwargs = pool.connection_kwargs
+    return "path" in kwargs or _is_local(str(kwargs.get("host", "localhost")))
+
+
+def _is_local(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

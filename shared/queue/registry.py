@@ -1,7 +1,7 @@
 """Who is there: routers and workers announce themselves, 10 seconds at a time.
 
-Outside the queue's hash tag, because one router or worker may serve several shards. Death of a worker is not proven here
-but by Queue.seen and the suspects of a record. It knows nothing of what the facts mean.
+Outside the queues' hash tags, because one router or worker serves all shards; so in a cluster each key has its own place.
+Death of a worker is not proven here but by Queue.seen and the suspects of a record. It knows nothing of what the facts mean.
 """
 
 from collections.abc import Mapping
@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import msgspec
-from redis.asyncio import Redis
 
-from shared.queue.connection import redis_errors
+from shared.queue.connection import Client, redis_errors
 
 TTL_S = 10
 ANNOUNCE_EVERY_S = 3
@@ -39,7 +38,7 @@ class WorkerFacts:
 class Registry:
     """Announce yourself about every 3 seconds; read the others. Raises Unavailable when Redis cannot be asked."""
 
-    def __init__(self, redis: Redis):
+    def __init__(self, redis: Client):
         self._redis = redis
 
     async def announce_router(self, facts: RouterFacts) -> None:
@@ -92,7 +91,11 @@ class Registry:
             names = sorted(await cast(Any, self._redis.smembers(f"rt:{kind}s")))
             if not names:
                 return []
-            values: list[bytes | None] = await cast(Any, self._redis.mget([f"rt:{kind}:".encode() + name for name in names]))
+            # Not MGET: each may stand in another slot of a cluster.
+            pipe = self._redis.pipeline(transaction=False)
+            for name in names:
+                pipe.get(f"rt:{kind}:".encode() + name)
+            values: list[bytes | None] = await pipe.execute()
             silent = [name for name, value in zip(names, values, strict=True) if value is None]
             if silent:
                 await cast(Any, self._redis.srem(f"rt:{kind}s", *silent))

@@ -9,19 +9,21 @@ import hmac
 import re
 import secrets
 
+MAX_SHARDS = 256
+
 _RID = re.compile(r"[0-9a-f]{34}")
 
 
-def new_rid(shard: int = 0) -> str:
-    """A random rid of `shard` (0 to 255)."""
-    return _with_shard(shard, secrets.token_hex(16))
+def new_rid(num_shards: int = 1) -> str:
+    """A random rid, in any of `num_shards` (1 to 256) shards."""
+    return _of_bytes(secrets.token_bytes(17), num_shards)
 
 
-def rid_for_key(secret: bytes, tenant: str, key: str, shard: int = 0) -> str:
+def rid_for_key(secret: bytes, tenant: str, key: str, num_shards: int = 1) -> str:
     """The one rid of (tenant, idempotency key); nobody without `secret` can compute or guess it."""
     name = tenant.encode()
     message = b"roadtrain.rid\0" + len(name).to_bytes(4, "little") + name + key.encode()
-    return _with_shard(shard, hmac.digest(secret, message, hashlib.sha256)[:16].hex())
+    return _of_bytes(hmac.digest(secret, message, hashlib.sha256)[:17], num_shards)
 
 
 def is_rid(text: str) -> bool:
@@ -34,7 +36,7 @@ def shard_of(rid: str) -> int:
     return int(rid[:2], 16)
 
 
-def _with_shard(shard: int, digits: str) -> str:
-    if not 0 <= shard <= 255:
-        raise ValueError(f"shard {shard} is not within 0 to 255")
-    return f"{shard:02x}{digits}"
+def _of_bytes(random: bytes, num_shards: int) -> str:
+    if not 1 <= num_shards <= MAX_SHARDS:
+        raise ValueError(f"{num_shards} shards are not 1 to {MAX_SHARDS}")
+    return f"{random[-1] % num_shards:02x}{random[:16].hex()}"

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
+
+from shared.queue.connection import Client
 
 NAMES = (
     "put",
@@ -33,28 +34,25 @@ _FOLDER = Path(__file__).parent / "lua"
 
 
 class Scripts:
-    """All scripts for the queue whose keys start with `prefix`; the prefix is KEYS[1], which names the cluster slot."""
+    """All scripts, for any queue: they take the prefix of its keys as KEYS[1], which names the cluster's slot."""
 
-    def __init__(self, redis: Redis, prefix: str):
+    def __init__(self, redis: Client):
         prelude = (_FOLDER / "prelude.lua").read_text(encoding="utf-8")
         self._redis = redis
-        self._prefix = prefix
         self._texts = {name: prelude + (_FOLDER / f"{name}.lua").read_text(encoding="utf-8") for name in NAMES}
         self._shas = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in self._texts.items()}
 
     async def load(self) -> None:
-        """Teaches the server every script."""
+        """Teaches the server every script; of a cluster every primary."""
         for text in self._texts.values():
             await self._redis.script_load(text)
 
-    async def run(self, name: str, args: Sequence[object]) -> Any:
+    async def run(self, prefix: str, name: str, args: Sequence[object]) -> Any:
         """The script's reply: bytes and integers in lists."""
         argv = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args]
+        redis = cast(Any, self._redis)
         try:
-            return await self._evalsha(name, argv)
+            return await redis.evalsha(self._shas[name], 1, prefix, *argv)
         except NoScriptError:
-            await self._redis.script_load(self._texts[name])
-            return await self._evalsha(name, argv)
-
-    async def _evalsha(self, name: str, argv: list[bytes]) -> Any:
-        return await cast(Any, self._redis.evalsha(self._shas[name], 1, self._prefix, *argv))
+            # By its text it runs, and is learnt, where the keys are: of a cluster only that server has to answer.
+            return await redis.eval(self._texts[name], 1, prefix, *argv)

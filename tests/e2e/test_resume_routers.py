@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from redis.asyncio import Redis
 
 from services.worker.sim import SimSpec, expected_tokens
 from shared.pb import router_pb2, router_pb2_grpc, types_pb2
@@ -114,6 +115,119 @@ async def test_a_stream_is_read_again_from_anywhere_after_its_end(system: stack.
             replay.take(line)
         check(seen.body, replay.texts)
         assert replay.usage == seen.usage
+
+
+CHAT = "/v1/chat/completions"
+
+
+def chat_of(index: int, num_tokens: int, **fields: Any) -> dict[str, Any]:
+    wanted = {name: value for name, value in body_of(index, num_tokens, **fields).items() if name != "prompt"}
+    return wanted | {"messages": [{"role": "user", "content": f"story {index}"}]}
+
+
+def whole_of(response: httpx.Response) -> str:
+    """The text of an answer that was not streamed."""
+    assert response.status_code == 200, response.text
+    choice = response.json()["choices"][0]
+    return str(choice["message"]["content"] if "message" in choice else choice["text"])
+
+
+async def test_chats_and_stop_strings_come_back_to_another_router(system: stack.Stack) -> None:
+    """What is right is what the same request gives undisturbed; its stop string stands three quarters of the way."""
+    paths = [(CHAT, chat_of(index, 160)) if index % 2 else ("/v1/completions", body_of(index, 160)) for index in range(220, 228)]
+    wanted = []
+    async with client_of(system) as client:
+        for path, body in paths:
+            text = whole_of(await client.post(path, json=body))
+            body["stop"] = [text[3 * len(text) // 4 :][:8]]
+            wanted.append(text[: text.index(body["stop"][0])])
+    streams = [Seen(body, path) for path, body in paths]
+    before = system.children()
+    reading = [asyncio.create_task(read_through(lambda: client_of(system), seen)) for seen in streams]
+    await until_running(streams, 20)
+    os.kill(before["router-1"], signal.SIGKILL)
+    await asyncio.gather(*reading)
+    for seen, text in zip(streams, wanted, strict=True):
+        assert (seen.error, seen.texts, seen.ends) == (None, {0: text}, {0: "stop"})
+    assert any(seen.cuts for seen in streams), "no stream was at the router that died"
+    await until_two_routers(system, before)
+
+
+async def test_the_rest_after_any_event_by_header_or_query(system: stack.Stack) -> None:
+    """In the middle of a chat, while it runs and after its end, at either router."""
+    async with client_of(system) as client:
+        text = whole_of(await client.post(CHAT, json=chat_of(240, 80)))
+        seen = Seen(chat_of(240, 80), CHAT)
+        await read(client, seen, most=10)
+        rid, after, first = seen.rid, seen.last_id, seen.texts[0]
+    for _ in range(4):
+        for query, headers in (("", {"last-event-id": after}), (f"?starting_after={after}", {})):
+            rest = Seen({})
+            async with client_of(system) as client:
+                response = await client.get(f"/v1/streams/{rid}{query}", headers=headers)
+            for line in response.text.splitlines():
+                rest.take(line)
+            assert (rest.error, rest.done) == (None, True)
+            assert first + rest.texts[0] == text
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+async def test_the_same_key_with_the_last_event_id_goes_on_behind_it(system: stack.Stack, path: str) -> None:
+    body = chat_of(250, 90, n=2) if path == CHAT else body_of(250, 90, n=2)
+    headers = {"idempotency-key": f"again {path}"}
+    seen = Seen(body, path, headers)
+    async with client_of(system) as client:
+        await read(client, seen, most=12)
+    for _ in range(4):
+        rest = Seen(body, path, headers | {"last-event-id": seen.last_id})
+        async with client_of(system) as client:
+            await read(client, rest)
+            other = await client.post(path, json=body | {"stream": True, "max_tokens": 5}, headers=rest.headers)
+        assert (rest.error, rest.done, rest.rid) == (None, True, seen.rid)
+        assert (other.status_code, other.json()["error"]["code"]) == (400, "idempotency_key_reused")
+        whole = Seen(body, path, headers)
+        async with client_of(system) as client:
+            await read(client, whole)
+        for choice in range(2):
+            assert seen.texts[choice] + rest.texts[choice] == whole.texts[choice]
+    wrong = {"idempotency-key": "another key", "last-event-id": seen.last_id}
+    async with client_of(system) as client:
+        response = await client.post(path, json=body | {"stream": True}, headers=wrong)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_event_id")
+
+
+async def test_a_key_goes_on_where_everything_forgot_it(system: stack.Stack) -> None:
+    """Neither a router nor Redis knows the request any more: it is made again, and the client gets what it has not got."""
+    body = chat_of(260, 60, temperature=0)
+    seen = Seen(body, CHAT, {"idempotency-key": "forgotten"})
+    async with client_of(system) as client:
+        await read(client, seen, most=10)
+    before = system.children()
+    for name in ("router-0", "router-1"):
+        os.kill(before[name], signal.SIGKILL)
+    (socket,) = system.folder.glob("roadtrain-*/redis.sock")
+    async with Redis(unix_socket_path=str(socket)) as redis:
+        await redis.flushall()
+    rest = Seen(body, CHAT, seen.headers | {"last-event-id": seen.last_id})
+    async with asyncio.timeout(40):
+        while not rest.done:
+            try:
+                async with client_of(system) as client:
+                    await read(client, rest)
+            except httpx.HTTPError:
+                await asyncio.sleep(0.2)
+            if rest.error is not None and rest.status == 503:
+                rest.error = None
+                await asyncio.sleep(0.2)
+            assert rest.error is None, rest.error
+    async with client_of(system) as client:
+        text = whole_of(await client.post(CHAT, json=body))
+    assert seen.texts[0] + rest.texts[0] == text
+    async with asyncio.timeout(20):
+        while len(system.sockets("deliver")) < 2 or any(
+            system.children().get(name) in (None, before[name]) for name in before if "router" in name
+        ):
+            await asyncio.sleep(0.05)
 
 
 async def test_what_cannot_be_taken_up_is_said_plainly(system: stack.Stack) -> None:

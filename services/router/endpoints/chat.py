@@ -34,7 +34,8 @@ async def chat(exchange: Exchange, front: Front) -> None:
     async def start() -> Opened:
         generations = await start_all(front.plane.generator, [request])
         answer = describe(CHAT, generations[0], front.plane.model.fingerprint)
-        return Opened(generations, [ChunkWriter(answer, include_usage=include_usage, logprobs=logprobs)], include_usage)
+        writer = ChunkWriter(answer, include_usage=include_usage, logprobs=logprobs, begun=generations[0].resumed)
+        return Opened(generations, [writer], include_usage)
 
     await stream(exchange, front, start)
 

@@ -38,6 +38,7 @@ async def completions(exchange: Exchange, front: Front) -> None:
                 # A position is one request's: where a body became several, there is none to resume after.
                 with_ids=len(requests) == 1,
                 logprobs=make_logprobs(generation),
+                begun=generation.resumed,
             )
             for index, generation in enumerate(generations)
         ]

@@ -50,6 +50,9 @@ async def metrics(exchange: Exchange, front: Front) -> None:
         "# HELP roadtrain_router_open_requests Calls being answered now.",
         "# TYPE roadtrain_router_open_requests gauge",
         f"roadtrain_router_open_requests {front.num_open}",
+        "# HELP roadtrain_router_protocol_errors_total Calls between services that ended because of what was said on them.",
+        "# TYPE roadtrain_router_protocol_errors_total counter",
+        f"roadtrain_router_protocol_errors_total {front.plane.num_protocol_errors}",
     ]
     text = "\n".join(lines) + "\n"
     await exchange.answer(200, text.encode(), b"text/plain; version=0.0.4; charset=utf-8")

@@ -15,6 +15,7 @@ from services.worker.engine.step import BLOCK_SIZE, Row, RunnerLimits, Start, St
 from services.worker.models import Model
 from services.worker.runtime.forward import Capacity, Forward, forwarding
 from services.worker.runtime.kv_cache import KVShape, allocate
+from services.worker.runtime.numerics import release
 from services.worker.runtime.prepare import num_wanted, prepare
 from services.worker.runtime.sampler import Sampler
 from shared.errors import StartupError
@@ -39,7 +40,7 @@ def shape_of(model: Model, kv_dtype: str) -> KVShape:
 
 def fingerprint(model: Model, kv_dtype: str) -> str:
     """All that the numbers depend on besides the request (DESIGN 1.4): runs that agree in it give the same tokens."""
-    return f"{model.numerics} {model.compute} kv-{kv_dtype} {model.ops.variant} tp1"
+    return f"{model.numerics} {model.compute} kv-{kv_dtype} {model.ops.variant} {release()} tp1"
 
 
 class ModelRunner:

@@ -4,6 +4,7 @@ A row with drafts is sampled once after each draft, as if the drafts were its ou
 token that draw gives, so drafts never change what is produced. It knows nothing of how logits are made.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -22,7 +23,12 @@ ERRORS = {
     NO_TOKEN_LEFT: "logit_bias and min_tokens leave no token that could come next",
 }
 
+NO_TOKEN = "what was drawn for this request is no token"
+BROKEN = "this request could not be sampled; it has been logged"
+
 _NONE = np.zeros(0, dtype=np.int32)
+
+logger = logging.getLogger(__name__)
 
 
 class Counts:
@@ -139,18 +145,27 @@ class Sampler:
         for seq_id in step.ends:
             self._sequences.pop(seq_id, None)
         for start in step.starts:
-            self._sequences[start.seq_id] = Sampled(start, self._eos_token_ids)
+            try:
+                self._sequences[start.seq_id] = Sampled(start, self._eos_token_ids)
+            except Exception:
+                # Its rows end it; the others of the step are not to suffer for it.
+                logger.exception("a sequence could not be begun")
 
     def sample(self, rows: Sequence[Row], wanted: Sequence[int], logits: Tensor) -> list[RowResult]:
         """Results of `rows`, where the next wanted[i] rows of logits [S, V] are row i's."""
         ends = list(accumulate(wanted))
-        results = [RowResult() for _ in rows]
+        results = [RowResult(error=None if row.seq_id in self._sequences else BROKEN) for row in rows]
         draws: list[Draw] = []
         chosen: list[int] = []  # of the logits, one per draw
-        for row, end in zip(rows, ends, strict=True):
-            if row.sample:
-                draws += self._draws(row)
-                chosen += range(end - 1 - row.num_drafts, end)
+        for row, result, end in zip(rows, results, ends, strict=True):
+            if row.sample and result.error is None:
+                try:
+                    draws += self._draws(row)
+                except Exception:
+                    logger.exception("a sequence could not be sampled")
+                    result.error = BROKEN
+                else:
+                    chosen += range(end - 1 - row.num_drafts, end)
         if draws:
             drawn = logits if len(chosen) == len(logits) else logits[torch.tensor(chosen, device=logits.device)]
             ids = self._ops.sample(drawn, self._columns.params_of(draws)).tolist()
@@ -176,16 +191,16 @@ class Sampler:
         at = 0
         asked: list[tuple[RowResult, int, int]] = []  # result, its first row of logits, alternatives
         for row, result in zip(rows, results, strict=True):
-            if not row.sample:
+            if not row.sample or result.error is not None:
                 continue
             drafts = row.token_ids[len(row.token_ids) - row.num_drafts :]
             got = ids[at : at + 1 + row.num_drafts]
             num = 1
             while num <= len(drafts) and got[num - 1] == drafts[num - 1]:
                 num += 1
-            tokens = [token_id for token_id in got[:num] if token_id >= 0]
+            tokens = [token_id for token_id in got[:num] if 0 <= token_id < logits.shape[1]]
             if len(tokens) < num:
-                result.error = ERRORS[min(got[:num])]
+                result.error = ERRORS.get(min(got[:num]), NO_TOKEN)
             else:
                 sequence = self._sequences[row.seq_id]
                 for token_id in tokens:

@@ -1,5 +1,8 @@
 -- reap: requeues what lost its owner, judges suspects, ends what nobody claimed in time. At most `limit` of each.
-local limit, hold_us, retain_ms, quarantine_ms = tonumber(ARGV[1]), tonumber(ARGV[2]) * 1000, ARGV[3], ARGV[4]
+-- `server`: the run id of the server that the caller knows; another one's leases are not judged, only its run id is told.
+local limit, hold_us, retain_ms, quarantine_ms, server = tonumber(ARGV[1]), tonumber(ARGV[2]) * 1000, ARGV[3], ARGV[4], ARGV[5]
+local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+if run_id ~= server then return {run_id} end
 run_even_when_full()
 local requeued, expired, dead = 0, 0, {}
 
@@ -62,4 +65,4 @@ for _, rid in ipairs(redis.call('ZRANGE', P .. 'suspected', 0, limit - 1)) do
   else redis.call('ZADD', P .. 'suspected', text(NOW), rid) end
 end
 if requeued > 0 then ring() end
-return {requeued, expired, dead}
+return {run_id, requeued, expired, dead}

@@ -118,6 +118,7 @@ class FakePlane:
         self.vocabulary = FakeVocabulary()
         self.model = ServedModel(NAMES, 1_600_000_000, MAX_LEN, "fingerprint")
         self.why_not_ready: str | None = None
+        self.num_protocol_errors = 0
 
     def not_ready(self) -> str | None:
         return self.why_not_ready

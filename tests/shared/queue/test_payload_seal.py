@@ -59,13 +59,15 @@ def test_the_digest_is_of_what_was_asked_and_not_of_its_trace() -> None:
 
 
 def test_rids_have_one_form_and_name_their_shard() -> None:
-    for rid in (new_rid(255), rid_for_key(OLD, "tenant", "key", 255)):
-        assert is_rid(rid)
-        assert shard_of(rid) == 255
+    assert {shard_of(new_rid(2)) for _ in range(100)} == {0, 1}
+    keyed = [rid_for_key(OLD, "tenant", str(number), 256) for number in range(2000)]
+    assert keyed == [rid_for_key(OLD, "tenant", str(number), 256) for number in range(2000)]
+    assert all(map(is_rid, keyed))
+    assert max(map(shard_of, keyed)) == 255
     assert rid_for_key(OLD, "ab", "c") != rid_for_key(OLD, "a", "bc") != rid_for_key(NEW, "a", "bc")
     assert not any(map(is_rid, ("", RID[:-1], RID + "0", RID.upper() + "\n", "x" * 34)))
-    with pytest.raises(ValueError, match="256"):
-        new_rid(256)
+    with pytest.raises(ValueError, match="257"):
+        new_rid(257)
 
 
 def test_a_secret_file_holds_one_or_two_long_keys(tmp_path: Path) -> None:

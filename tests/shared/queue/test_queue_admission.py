@@ -121,7 +121,7 @@ async def test_a_prefix_is_kept_for_the_worker_that_has_it(redis: Redis) -> None
     await queue.put(again)
     assert await queue.claim(W1, 5) == []
     assert [claim.rid for claim in await queue.claim(W0, 5)] == [again.rid]
-    assert 0 < await redis.ttl(queue.prefix + "warm:" + (b"k" * 32).hex()) <= 60
+    assert 0 < await redis.ttl(queue.prefixes[0] + "warm:" + (b"k" * 32).hex()) <= 60
 
 
 async def test_after_its_time_anyone_may_take_it(redis: Redis) -> None:
@@ -129,9 +129,9 @@ async def test_after_its_time_anyone_may_take_it(redis: Redis) -> None:
     await put_and_claim(queue, warm_key=b"k" * 32)
     again = request(warm_key=b"k" * 32)
     await queue.put(again)
-    assert await redis.zscore(queue.prefix + "waiting:w0", again.rid) is not None
+    assert await redis.zscore(queue.prefixes[0] + "waiting:w0", again.rid) is not None
     assert [claim.rid for claim in await queue.claim(W1, 5)] == [again.rid]
-    assert await redis.exists(queue.prefix + "waiting:w0", queue.prefix + "affine") == 0
+    assert await redis.exists(queue.prefixes[0] + "waiting:w0", queue.prefixes[0] + "affine") == 0
 
 
 async def test_affinity_never_goes_before_a_better_claim(redis: Redis) -> None:
@@ -162,7 +162,7 @@ async def test_work_past_its_deadline_is_never_started(queue: Queue, redis: Redi
     record = (await queue.read([expired.rid]))[expired.rid]
     assert record is not None
     assert (record.state, record.reason) == ("dead", "deadline")
-    assert await redis.exists(queue.prefix + "deadlines") == 0
+    assert await redis.exists(queue.prefixes[0] + "deadlines") == 0
 
 
 async def test_reap_ends_what_no_worker_came_for(queue: Queue, redis: Redis) -> None:
@@ -194,4 +194,4 @@ async def test_nothing_stays_without_an_expiry_once_all_is_done(queue: Queue, re
     keys = await redis.keys("*")
     assert keys
     assert [key for key in keys if await redis.ttl(key) == -1] == []
-    assert all(key.startswith(queue.prefix.encode()) for key in keys)
+    assert all(key.startswith(queue.prefixes[0].encode()) for key in keys)

@@ -61,7 +61,7 @@ async def test_h5_finish_of_a_forgotten_request_keeps_usage_and_nobody_runs_it_a
     record = (await queue.read([claim.rid]))[claim.rid]
     assert record is not None
     assert record.usage == b"usage"
-    assert 0 < await redis.pttl(f"{queue.prefix}r:{claim.rid}") <= 300_000
+    assert 0 < await redis.pttl(f"{queue.prefixes[0]}r:{claim.rid}") <= 300_000
 
 
 async def test_h6_finish_under_an_old_attachment_is_sent_to_the_new_router(queue: Queue) -> None:
@@ -128,7 +128,7 @@ async def test_h9_two_crashes_run_alone_and_three_are_the_end(queue: Queue, redi
     record = (await queue.read([claim.rid]))[claim.rid]
     assert record is not None
     assert (record.state, record.reason, record.crashes) == ("dead", "crashes", 3)
-    assert await redis.zscore(queue.prefix + "dead", claim.rid) is not None
+    assert await redis.zscore(queue.prefixes[0] + "dead", claim.rid) is not None
     answer = await queue.adopt(claim.rid, tenant="alice", router_id="r1")
     assert answer.verdict == "ended"
 

@@ -12,7 +12,7 @@ from shared.errors import StartupError, Unavailable
 from shared.queue.client import Queue
 from shared.queue.connection import check_server, connect, is_patched
 from shared.queue.registry import Registry, RouterFacts, WorkerFacts
-from shared.queue.types import Held, Owner, Timings
+from shared.queue.types import Held, Limits, Owner, Timings
 from tests.redis_server import RedisServer, launch
 from tests.shared.queue.queue_requests import W0, W1, put_and_claim, request
 
@@ -65,10 +65,37 @@ async def test_every_key_of_a_shard_carries_one_hash_tag(queue: Queue, redis: Re
         Queue(redis, model="a{b")
 
 
-async def test_two_shards_share_nothing(queue: Queue, redis: Redis) -> None:
-    other = Queue(redis, model="test", shard=1)
-    await queue.put(request())
-    assert await other.claim(W0, 5) == []
+async def test_two_shards_are_one_queue(redis: Redis) -> None:
+    """What waits in either is claimed, renewed, read, reaped; a stranger's rid that names a third shard is nowhere."""
+    queue = Queue(redis, model="test", num_shards=2, timings=Timings(hold_ms=0))
+    await queue.load()
+    wanted = [request(rid=f"{number % 2:02x}{number:032x}") for number in range(8)]
+    for each in wanted:
+        await queue.put(each)
+    assert {key.split(b"}")[0] for key in await redis.keys("rt:{test*r:*")} == {b"rt:{test/0", b"rt:{test/1"}
+    first = await queue.claim(W0, 3, max_cost=300)
+    second = await queue.claim(W0, 8, max_cost=500)
+    assert sorted(claim.rid for claim in first + second) == sorted(each.rid for each in wanted)
+    held = [Held(claim.rid, claim.epoch, claim.attach, 1) for claim in first + second]
+    assert [(renewal.rid, renewal.verdict) for renewal in await queue.renew(W0, held)] == [(line.rid, "ok") for line in held]
+    records = await queue.read([each.rid for each in wanted] + ["ff" + "0" * 32])
+    assert [record.state for record in records.values() if record] == ["running"] * 8
+    assert records["ff" + "0" * 32] is None
+    assert await queue.look("ff" + "0" * 32) is None
+    assert (await queue.measure()).num_requests == 0
+    await queue.exited(W0)
+    assert (await queue.reap()).num_requeued == 8
+    assert (await queue.measure()).num_requests == 8
+    assert {claim.rid for claim in await queue.claim(W1, 8)} == {each.rid for each in wanted}
+
+
+async def test_limits_are_parted_among_shards(redis: Redis) -> None:
+    queue = Queue(redis, model="test", num_shards=2, limits=Limits(max_requests=4))
+    for number in range(2):
+        await queue.put(request(rid=f"00{number:032x}"))
+    with pytest.raises(Unavailable, match="Too many"):
+        await queue.put(request(rid="00" + "f" * 32))
+    await queue.put(request(rid="01" + "f" * 32))
 
 
 async def test_without_a_server_every_call_says_so_with_a_time_to_come_back(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.call(self._indexes_agree())
 
     async def _indexes_agree(self) -> None:
-        prefix = self.queue.prefix
+        prefix = self.queue.prefixes[0]
         pipe = self.redis.pipeline(transaction=False)
         for lane in LANES:
             pipe.zrange(prefix + lane, 0, -1)

@@ -1,6 +1,9 @@
 """The runtime's parts: batches, the size of the KV cache, penalties' counts, log-probabilities, logits that are no numbers."""
 
 import random
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import Ops
+from kernels.sample.params import SampleParams
 from services.worker.batch import Batch
 from services.worker.engine.step import Row, Start, Step
 from services.worker.models import Model, build
 from services.worker.runtime.forward import Forward
 from services.worker.runtime.kv_cache import KVShape, allocate, plan
+from services.worker.runtime.numerics import release
 from services.worker.runtime.prepare import num_wanted, prepare
 from services.worker.runtime.runner import probe
-from services.worker.runtime.sampler import Counts
+from services.worker.runtime.sampler import BROKEN, NO_TOKEN, Counts, Sampled
 from shared.errors import StartupError
 from shared.sampling import SamplingParams
+from tests.stack import ROOT
 from tests.worker.models import tiny
 from tests.worker.models.paged import PagedLoop
 from tests.worker.runtime.engine_run import GREEDY, SEEDED, EngineRun, runner_of
@@ -151,6 +157,48 @@ def test_logits_that_are_no_numbers_end_their_row_alone(model: Model) -> None:
     assert engine.tokens["good", 0] == expected
 
 
+def test_an_id_that_is_none_ends_its_row_alone(model: Model) -> None:
+    """As a kernel with a fault might draw it. The next step would read beyond the embedding."""
+    with EngineRun(model) as engine:
+        engine.run([("good", PROMPT, GREEDY)])
+        expected = engine.tokens["good", 0]
+    for wrong in (model.spec.vocab_size, 2**31 - 1, -7):
+        with EngineRun(model) as engine:
+            sampler = engine.runner._sampler
+            ops = sampler._ops
+
+            def sample(logits: torch.Tensor, params: SampleParams, wrong: int = wrong, ops: Ops = ops) -> torch.Tensor:
+                ids = ops.sample(logits, params)
+                ids[torch.isclose(params.temperature, torch.tensor(0.7))] = wrong
+                return ids
+
+            sampler._ops = replace(ops, sample=sample)
+            engine.run([("bad", [5, 66], replace(SEEDED, temperature=0.7)), ("good", PROMPT, GREEDY)])
+        assert engine.finishes["bad", 0].error == NO_TOKEN
+        assert engine.tokens["good", 0] == expected
+
+
+@pytest.mark.parametrize("where", ["__init__", "draw"])
+def test_an_exception_over_one_sequence_ends_it_alone(model: Model, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with EngineRun(model) as engine:
+        engine.run([("good", PROMPT, GREEDY)])
+        expected = engine.tokens["good", 0]
+    whole = getattr(Sampled, where)
+
+    def broken(self: Sampled, *args: object) -> object:
+        given = whole(self, *args)
+        if self.params.temperature == 0.7 and (where == "__init__" or self.num_output == 3):
+            raise ArithmeticError("made up")
+        return given
+
+    monkeypatch.setattr(Sampled, where, broken)
+    with EngineRun(model) as engine:
+        engine.run([("bad", [5, 66], replace(SEEDED, temperature=0.7)), ("good", PROMPT, GREEDY)])
+    assert engine.finishes["bad", 0].error == BROKEN
+    assert len(engine.tokens.get(("bad", 0), [])) == (0 if where == "__init__" else 3)
+    assert engine.tokens["good", 0] == expected
+
+
 def test_exact_kernels_and_an_int8_cache_do_not_start(model: Model) -> None:
     with pytest.raises(StartupError, match=r"^kv-dtype int8 is for fast kernels.*--compute fast.*--kv-dtype float16 or float32$"):
         runner_of(model, 8, kv_dtype="int8")
@@ -174,5 +222,21 @@ def test_bias_that_leaves_no_token_is_an_error_of_its_row(model: Model) -> None:
 
 def test_the_fingerprint_names_all_that_numbers_depend_on(model: Model) -> None:
     fingerprint = runner_of(model, 8).limits.fingerprint
-    assert fingerprint == f"{model.numerics} exact kv-float32 {model.ops.variant} tp1"
+    assert fingerprint == f"{model.numerics} exact kv-float32 {model.ops.variant} {release()} tp1"
     assert runner_of(model, 8, kv_dtype="float16").limits.fingerprint != fingerprint
+
+
+def test_the_release_is_that_of_the_sources(tmp_path: Path) -> None:
+    """One letter more in a kernel and it is another; copied elsewhere, read by another process, it is the same."""
+    for package in ("kernels", "services", "shared"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def told() -> str:
+        code = "from services.worker.runtime.numerics import release; print(release())"
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+        return done.stdout.strip()
+
+    assert told() == release()
+    with (tmp_path / "kernels/sample/passes.h").open("a") as file:
+        file.write("//\n")
+    assert told() != release()
