@@ -73,7 +73,7 @@ def library(cache_dir: Path, variant: str | None = None) -> Library:
     variant = variant or variants.here()[0]
     flags = FLAGS + variants.FLAGS[variant]
     folder = Path(__file__).parent
-    sources = sorted((folder / "program.cpp", *folder.glob("*/cpu*.cpp")))
+    sources = sorted((folder / "inputs.cpp", folder / "program.cpp", *folder.glob("*/cpu*.cpp")))
     target = cache_dir / f"kernels-{variant}-{_key(compiler, flags, folder)}.so"
     if target.exists():
         return Library(variant, ctypes.CDLL(str(target)))
