@@ -25,12 +25,17 @@ def forwarding(model: Model, kv: Sequence[KVCache], capacity: Capacity, device: 
     """The pass of `model` over `kv`, for steps within `capacity`."""
     if model.ops.library is None:
         eager = Eager(model.ops)
-        return lambda rows: model.decoder.forward(eager, prepare(rows, device), kv)
+
+        @torch.inference_mode()
+        def forward(rows: Sequence[Row]) -> Tensor:
+            return model.decoder.forward(eager, prepare(rows, device), kv)
+
+        return forward
     return Recorded(model, kv, capacity)
 
 
 class Recorded:
-    """The pass as a program: a step is written into place with one call and run with another."""
+    """The pass as a program: a step is written into place with one call and run with another, and no tensor is made for it."""
 
     def __init__(self, model: Model, kv: Sequence[KVCache], capacity: Capacity):
         library = model.ops.library
@@ -39,9 +44,13 @@ class Recorded:
         self._recorder = (FastRecorder if model.compute == "fast" else Recorder)(library, capacity.num_tokens)
         self._step = InPlace(library, capacity, self._recorder.counts, model.spec.vocab_size)
         self._logits = model.decoder.forward(self._recorder, self._step.batch, kv)
+        self._views: dict[int, Tensor] = {}  # the first rows of the logits, by how many
         self.run = self._recorder.program.run
 
     def __call__(self, rows: Sequence[Row]) -> Tensor:
         num_wanted = self._step.write(rows)
         self.run(torch.get_num_threads())
-        return self._logits[:num_wanted]
+        view = self._views.get(num_wanted)
+        if view is None:
+            view = self._views[num_wanted] = self._logits[:num_wanted]
+        return view

@@ -77,11 +77,10 @@ class ModelRunner:
             self._thread = threading.get_ident()
             if self._num_threads is not None:
                 torch.set_num_threads(self._num_threads)
-        with torch.inference_mode():
-            self._sampler.update(step)
-            if self.forward is None:
-                raise RuntimeError("the runner was closed")
-            return StepResult(self._sampler.sample(step.rows, self.forward(step.rows)))
+        self._sampler.update(step)
+        if self.forward is None:
+            raise RuntimeError("the runner was closed")
+        return StepResult(self._sampler.sample(step.rows, self.forward(step.rows)))
 
     def close(self) -> None:
         """Frees the KV cache."""

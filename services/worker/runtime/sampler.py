@@ -142,36 +142,39 @@ class Sampler:
 
     def sample(self, rows: Sequence[Row], logits: Tensor) -> list[RowResult]:
         """Results of `rows`, whose logits [S, V] are those that they want (prepare.num_wanted), in order."""
+        results = [RowResult() for _ in rows]
         draws: list[Draw] = []
         chosen: list[int] = []  # of the logits, one per draw
+        asked: list[tuple[Row, RowResult, int, int]] = []  # who wants prompt logprobs, and which logits those are of
         end = 0
-        for row in rows:
-            end += num_wanted(row)
-            if row.sample:
-                draws += self._draws(row)
+        for row, result in zip(rows, results, strict=True):
+            first, end = end, end + num_wanted(row)
+            if row.sample and not row.num_drafts:
+                draws.append(self._sequences[row.seq_id].draw())
+                chosen.append(end - 1)
+            elif row.sample:
+                draws += self._drafted(row)
                 chosen += range(end - 1 - row.num_drafts, end)
-        results = [RowResult() for _ in rows]
+            if row.prompt_logprobs:
+                asked.append((row, result, first, end))
         if draws:
             drawn = logits if len(chosen) == end else logits[torch.tensor(chosen, device=logits.device)]
             ids = self._ops.sample(drawn, self._columns.params_of(draws)).tolist()
             self._book(rows, results, ids, drawn)
-        end = 0
-        for row, result in zip(rows, results, strict=True):
-            first, end = end, end + num_wanted(row)
-            if row.prompt_logprobs and result.error is None:
+        for row, result, first, end in asked:
+            if result.error is None:
                 result.prompt_logprobs = self._of_prompt(row, logits[first:end])
         return results
 
-    def _draws(self, row: Row) -> list[Draw]:
+    def _drafted(self, row: Row) -> list[Draw]:
+        """The draws of a row with drafts: of the token after each of them, too."""
         sequence = self._sequences[row.seq_id]
-        draws = [sequence.draw()]
-        if row.num_drafts:
-            drafts = row.token_ids[-row.num_drafts :]
-            for draft in drafts:
-                sequence.push(draft)
-                draws.append(sequence.draw())
-            for draft in reversed(drafts):
-                sequence.pop(draft)
+        draws, drafts = [sequence.draw()], row.token_ids[-row.num_drafts :]
+        for draft in drafts:
+            sequence.push(draft)
+            draws.append(sequence.draw())
+        for draft in reversed(drafts):
+            sequence.pop(draft)
         return draws
 
     def _book(self, rows: Sequence[Row], results: list[RowResult], ids: list[int], logits: Tensor) -> None:
@@ -226,7 +229,7 @@ class Columns:
         sequences, positions, lists = zip(*draws, strict=True)
         if sequences != self._sequences:
             self._sequences, self._fixed, self._plain = sequences, self._fixed_of(sequences), None
-        if any(each is not PLAIN for each in lists):
+        if lists.count(PLAIN) < len(lists):
             return self._whole(np.array(positions), lists)
         if self._plain is None:
             self._positions = np.array(positions)
