@@ -46,10 +46,16 @@ class Library:
     variant: str
     symbols: ctypes.CDLL
 
-    def function(self, name: str, arguments: str) -> Callable[..., int]:
-        """An exported C function; one letter per argument: p pointer, l int64, i int, f float. It returns an int."""
+    def function(self, name: str, arguments: str, *, is_brief: bool = False) -> Callable[..., int]:
+        """An exported C function; one letter per argument: p pointer, l int64, i int, f float. It returns an int.
+
+        Meanwhile another thread may run Python, and keep it for longer than a brief function takes: such a one lets none.
+        """
+        types = [_TYPES[letter] for letter in arguments]
+        if is_brief:
+            return ctypes.PYFUNCTYPE(ctypes.c_int, *types)((name, self.symbols))
         found = self.symbols[name]
-        found.argtypes = [_TYPES[letter] for letter in arguments]
+        found.argtypes = types
         return found
 
 

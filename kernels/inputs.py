@@ -42,7 +42,7 @@ class Inputs:
         block_size: int,
         vocab_size: int,
     ):
-        self._call = library.function("rt_lay_out", "plp")
+        self._call = library.function("rt_lay_out", "plp", is_brief=True)
         self._kept = (places, token_ids, wanted, counts)
         rows, width = places.block_tables.shape
         own = (counts.ctypes.data, token_ids.data_ptr(), places.positions.data_ptr(), places.slots.data_ptr(), wanted.data_ptr())
