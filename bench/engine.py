@@ -1,7 +1,7 @@
 """The engine without the road: milliseconds of a decode step, prefill tokens a second, and what is not kernels.
 
 Scheduler and runner as a worker has them, sampling included, on the real model; no queue, no network. A step's overhead is its
-time less the time inside the compiled forward pass and sampling. It knows nothing of other servers.
+time less the two calls that compute: the compiled forward pass, and sampling. It knows nothing of other servers.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from services.worker.engine.scheduler import Scheduler
 from services.worker.engine.sequence import Work
 from services.worker.engine.step import BLOCK_SIZE
 from services.worker.models import build
+from services.worker.runtime.forward import Recorded
 from services.worker.runtime.kv_cache import DTYPES
 from services.worker.runtime.runner import KV_DTYPE, ModelRunner
 from shared.config import cache_dir
@@ -77,8 +78,8 @@ class Bench:
         limits = {"max_num_seqs": most_rows, "max_step_tokens": CHUNK}
         num_blocks = most_rows * (-(-most_tokens // BLOCK_SIZE) + 1)
         self.runner = ModelRunner(model, num_blocks=num_blocks, kv_dtype=kv_dtype, num_threads=None, device="cpu", **limits)
-        if self.runner.forward is not None:
-            self.runner.forward = self.forward.around(self.runner.forward)
+        if isinstance(self.runner.forward, Recorded):
+            self.runner.forward.run = self.forward.around(self.runner.forward.run)
         self.params = params
         self._rng = random.Random(1)
 

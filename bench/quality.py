@@ -26,7 +26,6 @@ from services.tokenizer import vocab
 from services.worker.engine.step import BLOCK_SIZE, Row
 from services.worker.models import build
 from services.worker.runtime.kv_cache import DTYPES
-from services.worker.runtime.prepare import prepare
 from services.worker.runtime.runner import KV_DTYPE, ModelRunner
 from shared.config import cache_dir
 from shared.errors import StartupError
@@ -75,7 +74,7 @@ def log_probs(runner: ModelRunner, windows: Sequence[Sequence[int]] | Tensor) ->
         ids = [int(token_id) for token_id in window]
         row = Row(0, 0, ids, range(-(-len(ids) // BLOCK_SIZE)), sample=False, prompt_logprobs=True)
         with torch.inference_mode():
-            logits = runner.forward(prepare([row], "cpu"))
+            logits = runner.forward([row])
         for piece in pieces(len(ids)):
             yield logits[piece].double().log_softmax(-1)
 

@@ -46,10 +46,16 @@ class Library:
     variant: str
     symbols: ctypes.CDLL
 
-    def function(self, name: str, arguments: str) -> Callable[..., int]:
-        """An exported C function; one letter per argument: p pointer, l int64, i int, f float. It returns an int."""
+    def function(self, name: str, arguments: str, *, is_brief: bool = False) -> Callable[..., int]:
+        """An exported C function; one letter per argument: p pointer, l int64, i int, f float. It returns an int.
+
+        Meanwhile another thread may run Python, and keep it for longer than a brief function takes: such a one lets none.
+        """
+        types = [_TYPES[letter] for letter in arguments]
+        if is_brief:
+            return ctypes.PYFUNCTYPE(ctypes.c_int, *types)((name, self.symbols))
         found = self.symbols[name]
-        found.argtypes = [_TYPES[letter] for letter in arguments]
+        found.argtypes = types
         return found
 
 
@@ -73,7 +79,7 @@ def library(cache_dir: Path, variant: str | None = None) -> Library:
     variant = variant or variants.here()[0]
     flags = FLAGS + variants.FLAGS[variant]
     folder = Path(__file__).parent
-    sources = sorted((folder / "program.cpp", *folder.glob("*/cpu*.cpp")))
+    sources = sorted((folder / "inputs.cpp", folder / "program.cpp", *folder.glob("*/cpu*.cpp")))
     target = cache_dir / f"kernels-{variant}-{_key(compiler, flags, folder)}.so"
     if target.exists():
         return Library(variant, ctypes.CDLL(str(target)))

@@ -36,6 +36,7 @@ class Program:
         self._library = library
         self._call = library.function("rt_run", "plpli")
         self._commands: list[_Command] = []
+        self._arguments: tuple[int, ...] = ()  # of the call, made at the first run
         self._array: Any = None
         self._kept: list[Any] = []
         self._counters = np.zeros(_MOST_COUNTERS * _COUNTER_STRIDE, dtype=np.int64)
@@ -49,7 +50,7 @@ class Program:
         self._kept += (args, *keep)
         address = ctypes.cast(self._library.symbols[body], ctypes.c_void_p).value
         self._commands.append(_Command(address, ctypes.addressof(args)))
-        self._array = None
+        self._arguments = ()
 
     def counter(self) -> int:
         """The address of a number that is 0 when a run begins."""
@@ -64,12 +65,11 @@ class Program:
 
     def run(self, num_threads: int) -> None:
         """All commands, once."""
-        if self._array is None:
+        if not self._arguments:
             self._array = (_Command * len(self._commands))(*self._commands)
-        counters = self._counters.ctypes.data
-        self._call(
-            ctypes.addressof(self._array), len(self._commands), counters, self._num_counters * _COUNTER_STRIDE, num_threads
-        )
+            where, counters = ctypes.addressof(self._array), int(self._counters.ctypes.data)
+            self._arguments = (where, len(self._commands), counters, self._num_counters * _COUNTER_STRIDE)
+        self._call(*self._arguments, num_threads)
 
 
 class Arena:

@@ -17,7 +17,7 @@ from shared.queue.types import NewRequest
 
 # Acks alone wait for more of them, for up to so long: a worker holds back nothing before it is owed twice as many.
 ACK_ROWS = 32
-ACK_S = 0.02
+ACK_S = 0.1
 
 logger = logging.getLogger(__name__)
 

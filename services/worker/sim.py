@@ -228,19 +228,21 @@ class SimRunner:
         """Yields the next token, and one more for each draft that equals the one before it."""
         drafts = list(row.token_ids[len(row.token_ids) - row.num_drafts :]) if row.num_drafts else []
         num_logprobs = known.source.params.num_logprobs
+        logprobs: list[TokenLogprobs] = []
         while True:
             token_id = known.source.token(len(known.tokens) - known.num_prompt)
             if num_logprobs is not None:
-                result.logprobs.append(expected_logprobs(self.spec, token_id, len(known.tokens), num_logprobs))
+                logprobs.append(expected_logprobs(self.spec, token_id, len(known.tokens), num_logprobs))
             known.tokens.append(token_id)
             result.token_ids.append(token_id)
             if not drafts or drafts.pop(0) != token_id:
                 break
+        result.logprobs = logprobs
         if row.num_drafts:
             known.forget(len(known.tokens) - 1)
 
     def _prompt_logprobs(self, known: _Known, row: Row, result: RowResult) -> None:
         most = known.source.params.num_prompt_logprobs or 0
         end = min(row.num_computed + len(row.token_ids), known.num_prompt - 1)
-        for position in range(row.num_computed + 1, end + 1):
-            result.prompt_logprobs.append(expected_logprobs(self.spec, known.tokens[position], position, most))
+        positions = range(row.num_computed + 1, end + 1)
+        result.prompt_logprobs = [expected_logprobs(self.spec, known.tokens[each], each, most) for each in positions]

@@ -195,7 +195,9 @@ class Engine:
         if plan.step.rows:
             result = self._runner.run(plan.step)
             self._scheduler.finish(plan, result)
-            self._measure(time.monotonic() - began_at)
+            step_s = time.monotonic() - began_at
+            self._scheduler.learn(plan, step_s)
+            self._measure(step_s)
         deltas = self._scheduler.take_deltas()
         if not plan.step.rows and not deltas:
             return False

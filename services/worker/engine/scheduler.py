@@ -4,15 +4,15 @@ There is no prefill and no decode: a sequence owes its known tokens less its com
 
 1. Every running sequence is promised one token of the step's budget. What is over goes to them in order, then to
    waiting ones. So a long prompt never takes the token of a sequence that only decodes. While any decodes, a step
-   computes few other tokens (MIXED_*): past a handful of rows every token costs its time, and all wait for the longest
-   step. While sequences wait for a seat, no running one takes more than half of what is over.
+   computes few other tokens (pace.py), as all wait for the longest step; those behind many others count for more. While
+   sequences wait for a seat, no running one takes more than half of what is over.
 2. A waiting sequence gets a seat when blocks for all that it owes are free, beyond those promised to running ones. The
    first that cannot makes all behind it wait, so none is passed over for ever.
 3. Of n choices the first computes the prompt; the others wait until it has, and find its blocks in the cache.
 4. A sequence that outgrew the whole pool ends with an error. The first running one else always gets its blocks
    (lines.py), so every step with work makes progress.
 
-It knows nothing of threads, time or the device.
+It knows nothing of threads, clocks or the device.
 """
 
 import itertools
@@ -23,13 +23,10 @@ from dataclasses import dataclass
 
 from services.worker.engine.blocks import BlockPool, IntegrityError
 from services.worker.engine.lines import Lines
+from services.worker.engine.pace import Chunk, Pace
 from services.worker.engine.sequence import Delta, Finish, Key, Request, Sequence, Work
 from services.worker.engine.step import Row, RowResult, RunnerLimits, Start, Step, StepResult
 from services.worker.engine.stopping import Stopping
-
-MIXED_LEAST = 64  # tokens beyond one of each running sequence, in a step in which some decode,
-MIXED_EACH = 3  # or so many for each that decodes: their prompts need as many where outputs are a third as long
-MIXED_CONTEXT = 1500  # a token behind so many others counts twice there: attention costs what products do (SmolLM2-135M, CPU)
 
 Drafter = Callable[[list[int], int], Ids[int]]
 """Guesses what follows the known tokens: at most so many ids, perhaps none."""
@@ -37,10 +34,11 @@ Drafter = Callable[[list[int], int], Ids[int]]
 
 @dataclass(slots=True)
 class Plan:
-    """A step and the sequence of each of its rows."""
+    """A step, the sequence of each of its rows, and the rows of more than one token, drafts aside."""
 
     step: Step
     sequences: list[Sequence]
+    chunks: list[Chunk]
 
 
 class Scheduler:
@@ -53,6 +51,7 @@ class Scheduler:
         self._max_num_seqs = max_num_seqs
         self._max_step_tokens = max_step_tokens
         self._drafter = drafter
+        self._pace = Pace()
         self._requests: dict[Key, Request] = {}
         self._seq_ids = itertools.count()
         self._ends: list[int] = []
@@ -133,7 +132,7 @@ class Scheduler:
 
     def schedule(self) -> Plan:
         """What to compute next; no rows when nothing can run."""
-        plan = Plan(Step([]), [])
+        plan = Plan(Step([]), [], [])
         budget = self._schedule_running(plan)
         if self.lines.waiting and budget:
             self._schedule_waiting(plan, budget)
@@ -147,7 +146,7 @@ class Scheduler:
         num_decoding = sum(len(sequence.tokens) - sequence.num_computed == 1 for sequence in running)
         if not num_decoding:
             return self._max_step_tokens
-        return min(self._max_step_tokens, len(running) + max(MIXED_LEAST, MIXED_EACH * num_decoding))
+        return min(self._max_step_tokens, len(running) + self._pace.beside(num_decoding))
 
     def _schedule_running(self, plan: Plan) -> int:
         """Adds rows for running sequences; the budget left. The line may lose its last ones, and those that never fit."""
@@ -160,7 +159,7 @@ class Scheduler:
             sequence = running[index]
             count, weight = len(sequence.tokens) - sequence.num_computed, 1.0
             if count > 1:
-                weight = 1 + sequence.num_computed / MIXED_CONTEXT if is_mixed else 1.0
+                weight = self._pace.weight(sequence.num_computed) if is_mixed else 1.0
                 count = min(count, 1 + int(min(spare, most) / weight), budget)
             end = sequence.num_computed + count
             if end > len(sequence.blocks) * size:
@@ -203,6 +202,8 @@ class Scheduler:
     def _add_row(self, plan: Plan, sequence: Sequence, end: int, drafts: Ids[int]) -> None:
         start, tokens = sequence.num_computed, sequence.tokens
         ids = tokens[start:end]
+        if end - start > 1:
+            plan.chunks.append((end - start, start))
         if drafts:
             ids += drafts
         row = Row(sequence.seq_id, start, ids, sequence.blocks, end == len(tokens), len(drafts))
@@ -251,6 +252,10 @@ class Scheduler:
             if reason is not None:
                 self._end(sequence, reason, delta)
 
+    def learn(self, plan: Plan, step_s: float) -> None:
+        """Takes note of how long a step took, for the size of later ones."""
+        self._pace.learn(len(plan.step.rows) - len(plan.chunks), plan.chunks, step_s)
+
     def _book(self, sequence: Sequence, got: RowResult) -> tuple[Delta, str | None]:
         """Appends what a row sampled, up to the token that ends the choice: the delta, and the reason if it ends."""
         new, tokens, reason = got.token_ids, sequence.tokens, None
@@ -263,7 +268,7 @@ class Scheduler:
         tokens += new
         delta = Delta(sequence.request.work, sequence.choice, idx, new)
         if sequence.wants_logprobs:
-            delta.logprobs = got.logprobs[: len(new)]
+            delta.logprobs = list(got.logprobs[: len(new)])
         if sequence.prompt_logprobs is not None:
             delta.prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
         self._deltas.append(delta)

@@ -30,7 +30,7 @@ class Start:
 
 @dataclass(slots=True)
 class Row:
-    """One sequence's share of a step."""
+    """One sequence's share of a step. From step to step the same block_table object changes by growing at its end alone."""
 
     seq_id: int
     num_computed: int
@@ -68,8 +68,8 @@ class RowResult:
     """
 
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    logprobs: Sequence[TokenLogprobs] = ()
+    prompt_logprobs: Sequence[TokenLogprobs] = ()
     error: str | None = None
 
 

@@ -13,10 +13,10 @@ import torch
 from kernels.step_ops import KVCache
 from services.worker.engine.step import BLOCK_SIZE, Row, RunnerLimits, Start, Step, StepResult
 from services.worker.models import Model
-from services.worker.runtime.forward import Capacity, Forward, forwarding
+from services.worker.runtime.forward import Forward, forwarding
+from services.worker.runtime.in_place import Capacity
 from services.worker.runtime.kv_cache import KVShape, allocate
 from services.worker.runtime.numerics import release
-from services.worker.runtime.prepare import num_wanted, prepare
 from services.worker.runtime.sampler import Sampler
 from shared.errors import StartupError
 from shared.sampling import SamplingParams
@@ -64,10 +64,9 @@ class ModelRunner:
             eos_token_ids=model.eos_token_ids,
             fingerprint=fingerprint(model, kv_dtype),
         )
-        self._device = device
         kv: Sequence[KVCache] = allocate(shape_of(model, kv_dtype), num_blocks, device)
         capacity = Capacity(max_step_tokens, max_num_seqs, -(-model.max_model_len // BLOCK_SIZE) + 1)
-        self.forward: Forward | None = forwarding(model, kv, capacity)
+        self.forward: Forward | None = forwarding(model, kv, capacity, device)
         self._sampler = Sampler(model.ops, model.eos_token_ids, device)
         self._num_threads = num_threads
         self._thread = 0
@@ -79,12 +78,10 @@ class ModelRunner:
             self._thread = threading.get_ident()
             if self._num_threads is not None:
                 torch.set_num_threads(self._num_threads)
-        with torch.inference_mode():
-            self._sampler.update(step)
-            if self.forward is None:
-                raise RuntimeError("the runner was closed")
-            logits = self.forward(prepare(step.rows, self._device))
-            return StepResult(self._sampler.sample(step.rows, [num_wanted(row) for row in step.rows], logits))
+        self._sampler.update(step)
+        if self.forward is None:
+            raise RuntimeError("the runner was closed")
+        return StepResult(self._sampler.sample(step.rows, self.forward(step.rows)))
 
     def close(self) -> None:
         """Frees the KV cache."""

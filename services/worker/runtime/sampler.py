@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from kernels import Ops
 from kernels.sample.params import NO_TOKEN_LEFT, NOT_A_NUMBER, SampleParams
 from services.worker.engine.step import Row, RowResult, Start, Step, TokenLogprobs
+from services.worker.runtime.prepare import num_wanted
 
 ERRORS = {
     NOT_A_NUMBER: "the model's output for this request is not a number",
@@ -102,33 +104,30 @@ class Sampled:
     def draw(self) -> "Draw":
         """What the next token depends on, as of now."""
         if self.output is None and self.seen is None and self.num_output >= self.params.min_tokens:
-            return Draw(self, self.num_output, _NONE, _NONE, _NONE, _NONE)
-        banned = self.end_ids if self.num_output < self.params.min_tokens else _NONE
-        return Draw(
-            self,
-            self.num_output,
+            return self, self.num_output, PLAIN
+        lists = Lists(
             self.output.ids.copy() if self.output else _NONE,
             self.output.counts.copy() if self.output else _NONE,
             self.seen.ids.copy() if self.seen else _NONE,
-            banned,
+            self.end_ids if self.num_output < self.params.min_tokens else _NONE,
         )
+        return self, self.num_output, lists
 
 
-@dataclass(slots=True)
-class Draw:
-    """One row of SampleParams; a plain one has no lists."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Lists:
+    """Those of one row of SampleParams that change as the output grows."""
 
-    sequence: Sampled
-    position: int
     output_ids: NDArray[np.int32]
     output_counts: NDArray[np.int32]
     seen_ids: NDArray[np.int32]
     banned_ids: NDArray[np.int32]
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing but the position changes from one draw to the next."""
-        return self.output_ids is self.seen_ids is self.banned_ids is _NONE
+
+PLAIN = Lists(_NONE, _NONE, _NONE, _NONE)
+
+Draw: TypeAlias = tuple[Sampled, int, Lists]
+"""One row of SampleParams: whose, its position, and its lists, which are PLAIN where nothing else changes from draw to draw."""
 
 
 class Sampler:
@@ -151,34 +150,38 @@ class Sampler:
                 # Its rows end it; the others of the step are not to suffer for it.
                 logger.exception("a sequence could not be begun")
 
-    def sample(self, rows: Sequence[Row], wanted: Sequence[int], logits: Tensor) -> list[RowResult]:
-        """Results of `rows`, where the next wanted[i] rows of logits [S, V] are row i's."""
-        ends = list(accumulate(wanted))
+    def sample(self, rows: Sequence[Row], logits: Tensor) -> list[RowResult]:
+        """Results of `rows`, whose logits [S, V] are those that they want (prepare.num_wanted), in order."""
         results = [RowResult(error=None if row.seq_id in self._sequences else BROKEN) for row in rows]
         draws: list[Draw] = []
         chosen: list[int] = []  # of the logits, one per draw
-        for row, result, end in zip(rows, results, ends, strict=True):
+        asked: list[tuple[Row, RowResult, int, int]] = []  # who wants prompt logprobs, and which logits those are of
+        end = 0
+        for row, result in zip(rows, results, strict=True):
+            first, end = end, end + num_wanted(row)
             if row.sample and result.error is None:
                 try:
-                    draws += self._draws(row)
+                    draws += self._drafted(row) if row.num_drafts else (self._sequences[row.seq_id].draw(),)
                 except Exception:
                     logger.exception("a sequence could not be sampled")
                     result.error = BROKEN
                 else:
                     chosen += range(end - 1 - row.num_drafts, end)
+            if row.prompt_logprobs:
+                asked.append((row, result, first, end))
         if draws:
-            drawn = logits if len(chosen) == len(logits) else logits[torch.tensor(chosen, device=logits.device)]
+            drawn = logits if len(chosen) == end else logits[torch.tensor(chosen, device=logits.device)]
             ids = self._ops.sample(drawn, self._columns.params_of(draws)).tolist()
             self._book(rows, results, ids, drawn)
-        for row, result, num, end in zip(rows, results, wanted, ends, strict=True):
-            if row.prompt_logprobs and result.error is None:
-                result.prompt_logprobs = self._of_prompt(row, logits[end - num : end])
+        for row, result, first, end in asked:
+            if result.error is None:
+                result.prompt_logprobs = self._of_prompt(row, logits[first:end])
         return results
 
-    def _draws(self, row: Row) -> list[Draw]:
+    def _drafted(self, row: Row) -> list[Draw]:
+        """The draws of a row with drafts: of the token after each of them, too."""
         sequence = self._sequences[row.seq_id]
-        drafts = row.token_ids[len(row.token_ids) - row.num_drafts :]
-        draws = [sequence.draw()]
+        draws, drafts = [sequence.draw()], row.token_ids[-row.num_drafts :]
         for draft in drafts:
             sequence.push(draft)
             draws.append(sequence.draw())
@@ -186,31 +189,27 @@ class Sampler:
             sequence.pop(draft)
         return draws
 
-    def _book(self, rows: Sequence[Row], results: list[RowResult], ids: Sequence[int], logits: Tensor) -> None:
+    def _book(self, rows: Sequence[Row], results: list[RowResult], ids: list[int], logits: Tensor) -> None:
         """Accepts drafts, remembers tokens, and adds log-probabilities for those who ask."""
-        at = 0
-        asked: list[tuple[RowResult, int, int]] = []  # result, its first row of logits, alternatives
+        at, vocab_size = 0, logits.shape[1]
         for row, result in zip(rows, results, strict=True):
             if not row.sample or result.error is not None:
                 continue
-            drafts = row.token_ids[len(row.token_ids) - row.num_drafts :]
-            got = ids[at : at + 1 + row.num_drafts]
-            num = 1
-            while num <= len(drafts) and got[num - 1] == drafts[num - 1]:
-                num += 1
-            tokens = [token_id for token_id in got[:num] if 0 <= token_id < logits.shape[1]]
-            if len(tokens) < num:
-                result.error = ERRORS.get(min(got[:num]), NO_TOKEN)
+            sequence, num = self._sequences[row.seq_id], 1
+            if row.num_drafts:
+                drafts = row.token_ids[-row.num_drafts :]
+                while num <= len(drafts) and ids[at + num - 1] == drafts[num - 1]:
+                    num += 1
+            tokens = ids[at : at + num]
+            if min(tokens) < 0 or max(tokens) >= vocab_size:
+                result.error = ERRORS.get(min(tokens), NO_TOKEN)
             else:
-                sequence = self._sequences[row.seq_id]
                 for token_id in tokens:
                     sequence.push(token_id)
                 result.token_ids = tokens
                 if sequence.params.num_logprobs is not None:
-                    asked.append((result, at, sequence.params.num_logprobs))
+                    result.logprobs = self._logprobs(logits[at : at + num], tokens, sequence.params.num_logprobs)
             at += 1 + row.num_drafts
-        for result, first, num_alternatives in asked:
-            result.logprobs = self._logprobs(logits[first : first + len(result.token_ids)], result.token_ids, num_alternatives)
 
     def _of_prompt(self, row: Row, logits: Tensor) -> list[TokenLogprobs]:
         sequence = self._sequences[row.seq_id]
@@ -232,31 +231,35 @@ class Columns:
 
     def __init__(self, device: str):
         self._device = device
-        self._sequences: list[Sampled] = []
+        self._sequences: tuple[Sampled, ...] = ()
         self._fixed: dict[str, Tensor] = {}
+        self._positions = np.zeros(0, dtype=np.int64)  # where it is the host's, the memory of _plain.position
         self._plain: SampleParams | None = None  # of the same sequences, if none has lists
 
     def params_of(self, draws: Sequence[Draw]) -> SampleParams:
         """The arrays of `draws`, on the device; valid until the next call."""
-        sequences = [draw.sequence for draw in draws]
+        sequences, positions, lists = zip(*draws, strict=True)
         if sequences != self._sequences:
             self._sequences, self._fixed, self._plain = sequences, self._fixed_of(sequences), None
-        if not all(draw.is_plain for draw in draws):
-            return self._whole(draws)
+        if lists.count(PLAIN) < len(lists):
+            return self._whole(np.array(positions), lists)
         if self._plain is None:
-            self._plain = self._whole(draws)
+            self._positions = np.array(positions)
+            self._plain = self._whole(self._positions, lists)
         else:
-            self._plain.position.copy_(torch.from_numpy(np.array([draw.position for draw in draws])))
+            self._positions[:] = positions
+            if self._device != "cpu":
+                self._plain.position.copy_(torch.from_numpy(self._positions))
         return self._plain
 
-    def _whole(self, draws: Sequence[Draw]) -> SampleParams:
-        output, seen, banned = zip(*[(draw.output_ids, draw.seen_ids, draw.banned_ids) for draw in draws], strict=True)
+    def _whole(self, positions: NDArray[np.int64], lists: Sequence[Lists]) -> SampleParams:
+        output, seen, banned = zip(*[(each.output_ids, each.seen_ids, each.banned_ids) for each in lists], strict=True)
         return SampleParams(
             **self._fixed,
-            position=self._column((draw.position for draw in draws), np.int64),
+            position=torch.from_numpy(positions).to(self._device),
             output_start=self._starts(output),
             output_ids=self._joined(output),
-            output_counts=self._joined([draw.output_counts for draw in draws]),
+            output_counts=self._joined([each.output_counts for each in lists]),
             seen_start=self._starts(seen),
             seen_ids=self._joined(seen),
             banned_start=self._starts(banned),

@@ -56,7 +56,7 @@ def test_while_one_decodes_prompts_come_in_small_pieces():
     for _ in range(3):
         drive.step()
     assert _shape(drive, 1) == [(0, 1), (1, 64)]
-    assert _shape(drive, 2) == [(0, 1), (1, 62)]  # those behind 64 others count more
+    assert _shape(drive, 2) == [(0, 1), (1, 65)]
     drive.run()
     drive.check_all()
 
@@ -287,7 +287,7 @@ def test_under_four_percent_of_referenced_slots_are_unused():
         unused, total = unused + lacking, total + slots
     drive.check_all()
     assert drive.scheduler.lines.num_preemptions < 5
-    # 0.023: in small pieces (MIXED_*) more steps see prompts that end within a block.
+    # 0.023: in small pieces (pace.py) more steps see prompts that end within a block.
     assert unused / total < 0.03
 
 

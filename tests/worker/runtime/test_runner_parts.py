@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from hypothesis import strategies as st
 
 from kernels import Ops
 from kernels.sample.params import SampleParams
-from services.worker.batch import Batch
 from services.worker.engine.step import Row, Start, Step
 from services.worker.models import Model, build
 from services.worker.runtime.forward import Forward
+from services.worker.runtime.in_place import Capacity, InPlace
 from services.worker.runtime.kv_cache import KVShape, allocate, plan
 from services.worker.runtime.numerics import release
 from services.worker.runtime.prepare import num_wanted, prepare
@@ -45,16 +46,25 @@ def model(ops: Ops, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return build(folder, ops)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 70), st.integers(1, 40), st.booleans(), st.booleans()), min_size=1, max_size=6))
-def test_a_batch_is_the_rows_laid_end_to_end(shapes: list[tuple[int, int, bool, bool]]) -> None:
-    rng, rows, free = random.Random(0), [], list(range(100))
-    rng.shuffle(free)
+Shapes = list[tuple[int, int, bool, bool]]  # of each row: tokens computed and to compute, sample, prompt_logprobs
+SHAPES = st.lists(st.tuples(st.integers(0, 70), st.integers(1, 40), st.booleans(), st.booleans()), min_size=1, max_size=6)
+
+
+def rows_of(shapes: Shapes, tables: dict[int, list[int]]) -> list[Row]:
+    """Rows of random tokens; their tables, by seq_id, grow by random blocks."""
+    rng, rows = random.Random(0), []
     for seq_id, (computed, count, sample, prompt_logprobs) in enumerate(shapes):
-        table = [free.pop() for _ in range(-(-(computed + count) // 16))]
+        table = tables.setdefault(seq_id, [])
+        table += [rng.randrange(100) for _ in range(-(-(computed + count) // 16) - len(table))]
         ids = [rng.randrange(1000) for _ in range(count)]
-        drafts = min(2, count - 1) if sample else 0
-        rows.append(Row(seq_id, computed, ids, table, sample, drafts, prompt_logprobs))
+        rows.append(Row(seq_id, computed, ids, table, sample, min(2, count - 1) if sample else 0, prompt_logprobs))
+    return rows
+
+
+@settings(max_examples=40, deadline=None)
+@given(SHAPES)
+def test_a_batch_is_the_rows_laid_end_to_end(shapes: Shapes) -> None:
+    rows = rows_of(shapes, {})
     batch = prepare(rows, "cpu")
     ids, positions, slots, wanted, start = [], [], [], [], 0
     for row in rows:
@@ -72,6 +82,46 @@ def test_a_batch_is_the_rows_laid_end_to_end(shapes: list[tuple[int, int, bool, 
         row.block_table for row in rows
     ]
     assert batch.block_tables.dtype == batch.query_start.dtype == batch.seq_lens.dtype == torch.int32
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(SHAPES, st.randoms(use_true_random=False)), min_size=1, max_size=4))
+def test_steps_written_in_place_are_the_batches_of_their_rows(ops: Ops, steps: list[tuple[Shapes, random.Random]]) -> None:
+    """From step to step rows come, go and change places, and their block tables grow."""
+    if ops.library is None:
+        pytest.skip("nothing is recorded without compiled kernels")
+    counts, tables = np.zeros(3, dtype=np.int64), {}
+    in_place = InPlace(ops.library, Capacity(240, 6, 7), counts, 1000)
+    for shapes, rng in steps:
+        rows = rows_of(shapes, tables)
+        rng.shuffle(rows)
+        batch, written = prepare(rows, "cpu"), in_place.batch
+        assert in_place.write(rows) == len(batch.logit_indices)
+        assert counts.tolist() == [len(batch.token_ids), len(rows), len(batch.logit_indices)]
+        for name in ("token_ids", "positions", "slots", "query_start", "seq_lens", "logit_indices"):
+            given = getattr(batch, name)
+            assert torch.equal(getattr(written, name)[: len(given)], given), name
+        for place, row in enumerate(rows):
+            assert written.block_tables[place, : len(row.block_table)].tolist() == row.block_table
+
+
+def test_a_step_that_was_not_recorded_is_refused(ops: Ops) -> None:
+    if ops.library is None:
+        pytest.skip("nothing is recorded without compiled kernels")
+    in_place = InPlace(ops.library, Capacity(8, 2, 2), np.zeros(3, dtype=np.int64), 100)
+    table = [1, 2]
+    for rows in (
+        [Row(0, 0, [1] * 9, table, True)],
+        [Row(index, 0, [1], table, True) for index in range(3)],
+        [Row(0, 0, [1], [1, 2, 3], True)],
+        [Row(0, 30, [1] * 3, table, True)],
+    ):
+        with pytest.raises(ValueError, match="larger than what was recorded: 8 tokens, 2 rows and 2 blocks a row"):
+            in_place.write(rows)
+    for token_id in (-1, 100):
+        with pytest.raises(IndexError, match=r"token ids must lie in \[0, 100\)"):
+            in_place.write([Row(0, 0, [5, token_id], table, True)])
+    assert in_place.write([Row(0, 30, [99, 0], table, True)]) == 1
 
 
 @settings(max_examples=50, deadline=None)
@@ -136,9 +186,10 @@ def test_logprobs_come_from_raw_logits(model: Model, raw: torch.Tensor, chunk: i
 def spoiled(forward: Forward, bad_token: int = 66) -> Forward:
     """NaN for sequences whose last token of a step is bad_token."""
 
-    def run(batch: Batch) -> torch.Tensor:
-        logits = forward(batch)
-        logits[batch.token_ids[batch.logit_indices] == bad_token] = torch.nan
+    def run(rows: Sequence[Row]) -> torch.Tensor:
+        logits = forward(rows)
+        wanted = [token_id for row in rows for token_id in row.token_ids[len(row.token_ids) - num_wanted(row) :]]
+        logits[torch.tensor(wanted) == bad_token] = torch.nan
         return logits
 
     return run
