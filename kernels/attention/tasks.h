@@ -85,7 +85,7 @@ struct Frame {
     // What is read after the values of block index - 1, the i-th of a few: more values, then the keys of the next task.
     template <typename T> const T* after_values(int64_t index, int64_t i, const Task* next) const {
         if (index < blocks) return values<T>(index);
-        if (next && i < 2 && a.window == 0 && next->position >= BLOCK * i) return block_of<T>(a.k_cache, *next, i);
+        if (next && i < (sizeof(T) == 1 ? CHUNK : 2) && a.window == 0 && next->position >= BLOCK * i) return block_of<T>(a.k_cache, *next, i);
         return values<T>(blocks - 1);
     }
 

@@ -156,7 +156,7 @@ public:
             for (int64_t i = 0; i < some; i++) {
                 keys[i] = f.keys<int8_t>(b + i);
                 words[i] = words_of(keys[i]);
-                next[i] = f.after_keys<int8_t>(b + some + i);
+                next[i] = f.after_keys<int8_t>(b + CHUNK + i);
                 fetch(words_of(next[i]));
             }
             float* out = scores + b * BLOCK;
