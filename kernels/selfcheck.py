@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,16 +74,16 @@ def _as_it_is(weight: Weight) -> Weight:
     return weight
 
 
-def _random(seed: int) -> torch.Generator:
-    """Numbers of its own: the process's generator stays as it was."""
-    return torch.Generator().manual_seed(seed)
+def _normal(seed: int, *shape: int) -> Tensor:
+    """numpy's numbers: torch makes no generator where it was loaded without its operators for tensors without data."""
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
 
 
 def _weight(fmt: str, n: int, k: int, seed: int) -> Weight:
     """Random weights: any bytes, with sane scales."""
     if fmt in _FLOATS:
-        return Weight(torch.randn(n, k, generator=_random(seed)).to(_FLOATS[fmt]), fmt, k)
-    data = torch.randint(0, 256, (n, row_bytes(fmt, k)), dtype=torch.uint8, generator=_random(seed))
+        return Weight(_normal(seed, n, k).to(_FLOATS[fmt]), fmt, k)
+    data = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, row_bytes(fmt, k)), dtype=np.uint8))
     blocks = data.view(-1, FORMATS[fmt].block_bytes)
     for at in _SCALES_AT[fmt]:
         blocks[:, at + 1] = blocks[:, at + 1] & 0x83 | 0x20
@@ -95,13 +96,13 @@ def _rows(ops: StepOps, width: int, prepare: Prepare) -> Tensor:
 
 
 def _norm(width: int) -> Norm:
-    return Norm(torch.rand(width, generator=_random(2)) + 0.5, 1e-5)
+    return Norm(_normal(2, width).abs() + 0.5, 1e-5)
 
 
 def _product(fmt: str, ops: StepOps, prepare: Prepare) -> Tensor:
     x = ops.norm(_rows(ops, _WIDTH, prepare), _norm(_WIDTH))
     weight = prepare(_weight(fmt, 24, _WIDTH, 3))
-    return ops.linear(x, [Part(weight, torch.randn(24, generator=_random(4)))])
+    return ops.linear(x, [Part(weight, _normal(4, 24))])
 
 
 def _gated(fmt: str, ops: StepOps, prepare: Prepare) -> Tensor:
@@ -114,7 +115,7 @@ def _attention(dtype: torch.dtype, ops: StepOps, prepare: Prepare) -> Tensor:
     """Of one sequence whose tokens lie in two blocks, the second before the first."""
     kinds, slots, width = _HEADS + 2 * _KV_HEADS, torch.arange(_TOKENS), _HEADS * _HEAD_DIM
     qkv = _rows(ops, kinds * _HEAD_DIM, prepare).view(_TOKENS, kinds, _HEAD_DIM)
-    table = torch.randn(_TOKENS, _HEAD_DIM, generator=_random(7))
+    table = _normal(7, _TOKENS, _HEAD_DIM)
     place = Place(_HEADS, _KV_HEADS, _HEAD_DIM, table, (_norm(_HEAD_DIM), _norm(_HEAD_DIM)))
     cache = empty(2, _KV_HEADS, _HEAD_DIM, dtype)
     rows = (torch.tensor([[1, 0]]).int(), torch.tensor([0, _TOKENS]).int(), torch.tensor([_TOKENS]).int())

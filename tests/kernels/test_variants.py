@@ -4,6 +4,7 @@ import ctypes
 import logging
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,22 @@ def test_the_check_finds_no_fault_in_what_works_and_leaves_the_dice_alone(ops: O
     before = torch.random.get_rng_state()
     assert selfcheck.fault(ops.library) is None
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_check_runs_on_torch_as_a_worker_loads_it(cache_dir: Path) -> None:
+    """A worker leaves a part of torch out (services/worker/__main__.py), and some of what torch can do goes with it."""
+    lines = (
+        "from shared.imports import hollow",
+        "with hollow('torch._meta_registrations'):",
+        "    import torch",
+        "import sys",
+        "from pathlib import Path",
+        "from kernels import build, selfcheck",
+        "print(selfcheck.fault(build.library(Path(sys.argv[1]))))",
+    )
+    command = [sys.executable, "-c", "\n".join(lines), str(cache_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr
 
 
 class _Broken:
