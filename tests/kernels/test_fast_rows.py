@@ -42,12 +42,12 @@ def test_a_group_is_rounded_to_its_largest_number_and_int8_keeps_that_one_whole(
     torch.testing.assert_close(rows.q16[1][..., 0], groups.abs().amax(-1) / 32767)
     assert torch.equal(rows.q8[1][..., 2].abs(), most)
     assert bool((rows.q16[1][..., 2] == 0).all())
-    for form, (whole, about) in (("q8", rows.q8), ("q16", rows.q16)):
+    for form, (numbers, about) in (("q8", rows.q8), ("q16", rows.q16)):
         scale, total = about[..., 0], about[..., 1]
         kept = rows.dequantized(form).view(7, 3, 32)
         torch.testing.assert_close(total, kept.sum(-1), atol=1e-5 * float(groups.abs().max()), rtol=1e-5)
         assert bool(((kept - groups).abs() <= scale[..., None] * 0.501 + groups.abs() * 1e-7).all())
-        assert int(whole.view(7, 3, 32).abs().amax()) == (127 if form == "q8" else 32767)
+        assert int(numbers.view(7, 3, 32).abs().amax()) == (127 if form == "q8" else 32767)
     assert rows.y is not None
     assert torch.equal(rows.y, x)
 

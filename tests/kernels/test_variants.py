@@ -18,6 +18,7 @@ import kernels
 from kernels import Ops, build, selfcheck, variants
 from kernels.build import Library
 from kernels.matmul.cpu_fast import KINDS, repack
+from kernels.recorder_fast import FastRecorder
 from kernels.rows import runner
 from tests.kernels.fast import Fast, PeaksArgs, same
 from tests.kernels.weights import random_weights

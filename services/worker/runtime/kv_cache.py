@@ -40,7 +40,7 @@ class KVShape:
     def head_bytes(self) -> str:
         """The keys or values of one head and token, for people."""
         numbers = f"{self.head_dim} x {DTYPES[self.dtype].itemsize} bytes"
-        return f"({numbers} + 4 of step and centre)" if self.dtype == "int8" else numbers
+        return f"({numbers} + 4 of scale)" if self.dtype == "int8" else numbers
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,9 @@ def runner_of(
     model: Model, num_blocks: int, kv_dtype: str | None = None, max_num_seqs: int = 64, max_step_tokens: int = 512
 ) -> ModelRunner:
     """kv_dtype: the one that is served where nobody asks for another, if None."""
-    limits = {"max_num_seqs": max_num_seqs, "max_step_tokens": max_step_tokens}
-    return ModelRunner(model, num_blocks=num_blocks, kv_dtype=kv_dtype or KV_DTYPE[model.compute], **limits, num_threads=None, device="cpu")
+    limits = {"max_num_seqs": max_num_seqs, "max_step_tokens": max_step_tokens, "num_blocks": num_blocks}
+    chosen = kv_dtype or KV_DTYPE[model.compute]
+    return ModelRunner(model, kv_dtype=chosen, **limits, num_threads=None, device="cpu")
 
 
 class EngineRun:
