@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, nargs="*", default=[512], help="lengths of prompts")
     parser.add_argument("--steps", type=int, default=40, help="decode steps to take the median of")
     parser.add_argument("--compute", choices=("fast", "exact"), default="fast", help="arithmetic")
-    parser.add_argument("--kv-dtype", choices=DTYPES, help="default: float16 if fast, else float32")
+    parser.add_argument("--kv-dtype", choices=DTYPES, help="default: int8 if fast, else float32")
     parser.add_argument("--temperature", type=float, default=0.8, help="of sampling; 0: greedy")
     parser.add_argument("--top-p", type=float, default=0.95, help="of sampling")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="compute threads")

@@ -5,6 +5,7 @@
 //     nearest(v)                 whole numbers, halves to even
 //     put_words(to, a, b)        16 numbers as int16
 //     put_bytes(to, a, b, c, d)  32 numbers as int8
+//     butterflies<N>(x)          of each two lanes N apart (1, 2 or 4): their sum in the first, their difference in the other
 //
 // It knows nothing of what the numbers mean.
 #pragma once
@@ -41,6 +42,12 @@ INLINE void put_bytes(int8_t* to, i8 a, i8 b, i8 c, i8 d) {
     _mm256_storeu_si256((__m256i*)to, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order));
 }
 
+template <int N> INLINE v8 butterflies(v8 x) {
+    const __m256 v = (__m256)x, other = N == 4 ? _mm256_permute2f128_ps(v, v, 1) : _mm256_permute_ps(v, N == 2 ? 0x4e : 0xb1);
+    const float a = N & 1 ? -1.0f : 1.0f, b = N & 2 ? -1.0f : 1.0f, c = N & 4 ? -1.0f : 1.0f;
+    return (v8)other + x * v8{1, a, b, a * b, c, a * c, b * c, a * b * c};
+}
+
 #elif defined(ROADTRAIN_NEON)
 
 INLINE float largest_magnitude(const float* x) {
@@ -63,6 +70,13 @@ INLINE void put_words(int16_t* to, i8 a, i8 b) {
 INLINE void put_bytes(int8_t* to, i8 a, i8 b, i8 c, i8 d) {
     vst1q_s8(to, vqmovn_high_s16(vqmovn_s16(words(a)), words(b)));
     vst1q_s8(to + 16, vqmovn_high_s16(vqmovn_s16(words(c)), words(d)));
+}
+
+template <int N> INLINE v8 butterflies(v8 x) {
+    if constexpr (N == 4) return {x.low + x.high, x.low - x.high};
+    const float32x4_t sign = N == 1 ? float32x4_t{1, -1, 1, -1} : float32x4_t{1, 1, -1, -1};
+    if constexpr (N == 1) return {vrev64q_f32(x.low) + x.low * sign, vrev64q_f32(x.high) + x.high * sign};
+    return {vextq_f32(x.low, x.low, 2) + x.low * sign, vextq_f32(x.high, x.high, 2) + x.high * sign};
 }
 
 #endif

@@ -81,6 +81,7 @@ LANES __m256 _mm256_cvtph_ps(__m128i x) {
 LANES __m256i _mm256_setzero_si256() { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
 LANES __m256i _mm256_set1_epi8(char x) { const int32x4_t v = vreinterpretq_s32_s8(vdupq_n_s8((int8_t)x)); return {v, v}; }
 LANES __m256i _mm256_loadu_si256(const __m256i* p) { return {vld1q_s32((const int32_t*)p), vld1q_s32((const int32_t*)p + 4)}; }
+LANES void _mm256_storeu_si256(__m256i* p, __m256i x) { vst1q_s32((int32_t*)p, x.low); vst1q_s32((int32_t*)p + 4, x.high); }
 LANES __m256i _mm256_and_si256(__m256i a, __m256i b) { return a & b; }
 LANES __m256i _mm256_srli_epi16(__m256i a, int n) {
     return {(int32x4_t)((uint16x8_t)a.low >> n), (int32x4_t)((uint16x8_t)a.high >> n)};

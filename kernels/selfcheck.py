@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels import TABLE, Ops
 from kernels.build import Library
+from kernels.kv_write.layout import empty
 from kernels.matmul.formats import FORMATS, row_bytes
 from kernels.recorder import Recorder
 from kernels.recorder_fast import FastRecorder, can_be_fast, repacked
@@ -45,9 +46,9 @@ Trial = Callable[[StepOps, Prepare], Tensor]
 def fault(library: Library) -> str | None:
     """The first thing that comes out wrong, as a few words for a log, or None. Takes about 0.1 s."""
     truth = Eager(Ops(library=None, variant="reference", **{op: row.reference for op, row in TABLE.items()}))
-    for name, trial in TRIALS.items():
+    for name, trial in (TRIALS | FAST_TRIALS).items():
         expected = trial(truth, _as_it_is)
-        if _far(recorded(Recorder, library, trial), expected) > _EXACT:
+        if name in TRIALS and _far(recorded(Recorder, library, trial), expected) > _EXACT:
             return name
         if can_be_fast(library, _HEAD_DIM) and _far(recorded(FastRecorder, library, trial), expected) > _FAST:
             return f"fast {name}"
@@ -116,8 +117,7 @@ def _attention(dtype: torch.dtype, ops: StepOps, prepare: Prepare) -> Tensor:
     qkv = _rows(ops, kinds * _HEAD_DIM, prepare).view(_TOKENS, kinds, _HEAD_DIM)
     table = _normal(7, _TOKENS, _HEAD_DIM)
     place = Place(_HEADS, _KV_HEADS, _HEAD_DIM, table, (_norm(_HEAD_DIM), _norm(_HEAD_DIM)))
-    shapes = (2, _KV_HEADS, _HEAD_DIM, 16), (2, _KV_HEADS, 16, _HEAD_DIM)
-    cache = torch.zeros(shapes[0], dtype=dtype), torch.zeros(shapes[1], dtype=dtype)
+    cache = empty(2, _KV_HEADS, _HEAD_DIM, dtype)
     rows = (torch.tensor([[1, 0]]).int(), torch.tensor([0, _TOKENS]).int(), torch.tensor([_TOKENS]).int())
     places = _Places(slots, (slots + 16) % 32, *rows)
     seen = ops.attend(qkv, place, cache, places, Scores(_HEAD_DIM**-0.5))
@@ -126,3 +126,4 @@ def _attention(dtype: torch.dtype, ops: StepOps, prepare: Prepare) -> Tensor:
 
 TRIALS: dict[str, Trial] = {f"{what.__name__[1:]} {fmt}": partial(what, fmt) for fmt in FORMS for what in (_product, _gated)}
 TRIALS |= {f"attention {dtype}": partial(_attention, dtype) for dtype in (torch.float32, torch.float16)}
+FAST_TRIALS: dict[str, Trial] = {"attention torch.int8": partial(_attention, torch.int8)}  # exact bodies know no such cache

@@ -86,8 +86,8 @@ class WorkerConfig(_Section):
     )
     kv_dtype: Literal["float32", "float16", "int8"] | None = Field(
         None,
-        description="Number format of the KV cache; unset: float16 if compute is fast, float32 if exact. "
-        "int8, for fast alone, takes about half of float16.",
+        description="Number format of the KV cache; unset: int8 if compute is fast, float32 if exact. "
+        "int8, for fast alone, takes about half of what float16 does.",
     )
     kv_memory: ByteSize | None = Field(
         None, description="Memory for the KV cache; unset: a quarter of what is free, up to 4 GiB."

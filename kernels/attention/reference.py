@@ -6,7 +6,8 @@ It knows nothing of positions' encodings, of projections or of who shares a bloc
 import torch
 from torch import Tensor
 
-from kernels.kv_write.layout import BLOCK_SIZE, plain
+from kernels.kv_write.layout import BLOCK_SIZE
+from kernels.kv_write.reference import kept
 
 
 def attention(
@@ -34,8 +35,8 @@ def attention(
     for row in range(len(seq_lens)):
         start, end, length = int(query_start[row]), int(query_start[row + 1]), int(seq_lens[row])
         blocks = block_tables[row, : -(-length // BLOCK_SIZE)].long()
-        keys, values = plain(k_cache[blocks], v_cache[blocks])
-        keys = keys.permute(1, 0, 3, 2).reshape(num_kv_heads, -1, head_size)[:, :length]
+        keys, values = kept(k_cache[blocks], v_cache[blocks])
+        keys = keys.transpose(0, 1).reshape(num_kv_heads, -1, head_size)[:, :length]
         values = values.transpose(0, 1).reshape(num_kv_heads, -1, head_size)[:, :length]
         queries = q[start:end].reshape(end - start, num_kv_heads, group, head_size).permute(1, 2, 0, 3)
         scores = queries @ keys[:, None].transpose(-1, -2) * scale

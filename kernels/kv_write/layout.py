@@ -5,8 +5,11 @@ float32 and float16:
     k_cache [N, Hk, D, 16]     transposed: the 16 tokens of a block lie side by side for each of D elements
     v_cache [N, Hk, 16, D]
 
-int8, [N, Hk, 64 + 16 D] bytes: in each block of a head first 16 float32 scales, one per token, then whole numbers from -127
-to 127 in the order above. A scale is the largest magnitude of the token's D elements / 127, so it depends on no other token.
+int8, [N, Hk, 64 + 16 D] bytes: in each block of a head first a word for each of its 16 tokens, then whole numbers from -127 to
+127, in pairs, as products of 16 bits want them (whole.py says what words and numbers mean):
+
+    keys    [D / 2, 16, 2]     two elements of a token side by side
+    values  [8, D, 2]          one element of two tokens side by side
 
 Letters: N blocks, Hk key heads, D head size. It knows nothing of sequences: a slot is block * 16 + offset.
 """
@@ -19,14 +22,14 @@ from torch import Tensor
 from kernels import pages
 
 BLOCK_SIZE = 16
-SCALE_BYTES = 4 * BLOCK_SIZE
+WORD_BYTES = 4 * BLOCK_SIZE
 KINDS = {torch.float32: 0, torch.float16: 1, torch.int8: 2}  # as the fast bodies are told them (layout.h)
 
 
 def empty(num_blocks: int, num_heads: int, size: int, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Uninitialised (k_cache, v_cache) of a dtype in KINDS."""
     if dtype == torch.int8:
-        keys = values = (num_blocks, num_heads, SCALE_BYTES + BLOCK_SIZE * size)
+        keys = values = (num_blocks, num_heads, WORD_BYTES + BLOCK_SIZE * size)
     else:
         keys, values = (num_blocks, num_heads, size, BLOCK_SIZE), (num_blocks, num_heads, BLOCK_SIZE, size)
     return _empty(keys, dtype, device), _empty(values, dtype, device)
@@ -43,24 +46,3 @@ def is_half(cache: Tensor) -> bool:
     if cache.dtype not in (torch.float32, torch.float16):
         raise ValueError(f"these kernels know float32 and float16 caches, not {cache.dtype}")
     return cache.dtype == torch.float16
-
-
-def numbers(k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor]:
-    """The caches without scales, as they are stored: views [N, Hk, D, 16] and [N, Hk, 16, D]."""
-    if k_cache.dtype != torch.int8:
-        return k_cache, v_cache
-    keys, values = k_cache[..., SCALE_BYTES:], v_cache[..., SCALE_BYTES:]
-    return keys.unflatten(-1, (-1, BLOCK_SIZE)), values.unflatten(-1, (BLOCK_SIZE, -1))
-
-
-def scales(cache: Tensor) -> Tensor:
-    """Of the tokens of an int8 cache: a view [N, Hk, 16] float32."""
-    return cache[..., :SCALE_BYTES].view(torch.float32)
-
-
-def plain(k_cache: Tensor, v_cache: Tensor) -> tuple[Tensor, Tensor]:
-    """What the caches mean: [N, Hk, D, 16] and [N, Hk, 16, D] float32."""
-    keys, values = (part.float() for part in numbers(k_cache, v_cache))
-    if k_cache.dtype != torch.int8:
-        return keys, values
-    return keys * scales(k_cache)[:, :, None], values * scales(v_cache)[..., None]

@@ -1,7 +1,8 @@
 // From the rows of the fused projection to turned queries, and turned keys and values in the paged cache, in one pass.
 //
-// Cache layout as in kernels/kv_write/layout.py, rotation as in kernels/rope (half-split pairs). It knows nothing of layers.
-#include "../kv_write/layout.h"
+// Cache layout as in kernels/kv_write/layout.py, rotation as in kernels/rope (half-split pairs). Where keys are spread (int8),
+// queries are as well. It knows nothing of layers.
+#include "../kv_write/whole.h"
 #include "../parallel.h"
 #include "../rows.h"
 #include <math.h>
@@ -31,27 +32,6 @@ namespace {
 INLINE void put(float* to, float value) { *to = value; }
 INLINE void put(uint16_t* to, float value) { *to = float_to_half(value); }
 
-// d numbers to every `apart`-th place from `to` on; scale, which only int8 has, gets the size of a step.
-template <typename T> INLINE void put_all(T* to, int64_t apart, float*, const float* x, int64_t d) {
-    for (int64_t i = 0; i < d; i++) put(to + i * apart, x[i]);
-}
-
-INLINE void put_all(int8_t* to, int64_t apart, float* scale, const float* x, int64_t d) {
-    int32_t bits = 0;  // of the largest magnitude: as whole numbers, so that what is not a number wins
-    for (int64_t i = 0; i < d; i++) {
-        int32_t own;
-        memcpy(&own, x + i, sizeof own);
-        own &= 0x7fffffff;
-        bits = own > bits ? own : bits;
-    }
-    float most;
-    memcpy(&most, &bits, sizeof most);
-    const bool nothing = most < 1e-30f;
-    const float inverse = nothing ? 0.0f : 127.0f / most;
-    *scale = nothing ? 0.0f : most / 127.0f;
-    for (int64_t i = 0; i < d; i++) to[i * apart] = (int8_t)lrintf(x[i] * inverse);
-}
-
 // One head from x to y: normalised, turned, times scale.
 void turn(const rt_fast_rope_args& a, const float* x, const float* weight, const float* cos, float scale, float* y) {
     const int64_t half = a.rot_dim / 2;
@@ -70,15 +50,25 @@ void turn(const rt_fast_rope_args& a, const float* x, const float* weight, const
     if (scale != 1.0f) for (int64_t i = 0; i < a.d; i++) y[i] *= scale;
 }
 
+// Keys, which are written over, and values of one head to their token of a block.
+template <typename T> INLINE void put_head(T* keys, T* values, int64_t token, const float* k, const float* v, int64_t d) {
+    for (int64_t i = 0; i < d; i++) put(keys + token + i * BLOCK, k[i]);
+    for (int64_t i = 0; i < d; i++) put(values + token * d + i, v[i]);
+}
+
+INLINE void put_head(int8_t* keys, int8_t* values, int64_t token, float* k, const float* v, int64_t d) {
+    spread(k, d);
+    words_of(keys)[token] = put_whole(keys + token * 2, 2 * BLOCK, 1, k, d);
+    words_of(values)[token] = put_whole(values + token / 2 * 2 * d + token % 2, 4, 2, v, d);
+}
+
 template <typename T>
 void remember(const rt_fast_rope_args& a, int64_t row, const float* k, const float* v, const float* cos, float* room) {
     const int64_t slot = a.slots[row], d = a.d;
     for (int64_t h = 0; h < a.kv_heads; h++) {
-        const int64_t index = slot / BLOCK * a.kv_heads + h, token = slot % BLOCK;
-        T *keys = block_at<T>(a.k_cache, index, d), *values = block_at<T>(a.v_cache, index, d);
+        const int64_t index = slot / BLOCK * a.kv_heads + h;
         turn(a, k + h * d, a.k_norm, cos, 1.0f, room);
-        put_all(keys + token, BLOCK, scales_of(keys) + token, room, d);
-        put_all(values + token * d, 1, scales_of(values) + token, v + h * d, d);
+        put_head(block_at<T>(a.k_cache, index, d), block_at<T>(a.v_cache, index, d), slot % BLOCK, room, v + h * d, d);
     }
 }
 
@@ -94,7 +84,14 @@ EXPORT void rt_fast_rope(const void* args, int tid, int nth) {
         const float* cos = a.cos_sin + a.positions[row] * a.rot_dim;
         for (int64_t h = 0; h < a.heads; h++)
             turn(a, q + h * a.d, a.q_norm, cos, a.q_scale, a.q + row * a.q_stride + h * a.d);
-        with_kind(a.kind, [&](auto number) { remember<decltype(number)>(a, row, k, v, cos, room); });
+        with_kind(a.kind, [&](auto number) {
+            if (sizeof number == 1) for (int64_t h = 0; h < a.heads; h++) {
+                float* query = a.q + row * a.q_stride + h * a.d;
+                spread(query, a.d);
+                for (int64_t i = 0; i < a.d; i++) query[i] *= unspread(a.d);
+            }
+            remember<decltype(number)>(a, row, k, v, cos, room);
+        });
     }
 }
 

@@ -18,6 +18,7 @@ import kernels
 from kernels import Ops, build, selfcheck, variants
 from kernels.build import Library
 from kernels.matmul.cpu_fast import KINDS, repack
+from kernels.recorder_fast import FastRecorder
 from kernels.rows import runner
 from tests.kernels.fast import Fast, PeaksArgs, same
 from tests.kernels.weights import random_weights
@@ -221,3 +222,16 @@ def test_vnni_gives_the_bits_of_avx2(vnni: Library, ops: Ops) -> None:
 @pytest.mark.full
 def test_vnni_passes_the_check_it_gets_when_loaded(vnni: Library) -> None:
     assert selfcheck.fault(vnni) is None
+
+
+@pytest.mark.full
+def test_every_variant_of_this_processor_gives_the_same_bits(ops: Ops, cache_dir: Path) -> None:
+    assert ops.library is not None
+    others = [name for name in variants.here() if name not in (ops.library.variant, "portable")]
+    if ops.library.variant == "portable" or not others:
+        pytest.skip("this processor has one variant with fast bodies")
+    for name in others:
+        other = build.library(cache_dir, name)
+        for what, trial in (selfcheck.TRIALS | selfcheck.FAST_TRIALS).items():
+            result, expected = (selfcheck.recorded(FastRecorder, library, trial) for library in (other, ops.library))
+            assert torch.equal(result, expected), (name, what)

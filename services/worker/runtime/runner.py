@@ -23,8 +23,8 @@ from shared.sampling import SamplingParams
 
 PROBE_TOKENS = 128
 
-# Of the KV cache, where nobody asks for another: rounding keys and values costs less than rounding activations does.
-KV_DTYPE = {"fast": "float16", "exact": "float32"}
+# Of the KV cache, where nobody asks for another. What int8 costs in accuracy, and gives: docs/performance.md, "KV cache".
+KV_DTYPE = {"fast": "int8", "exact": "float32"}
 EXACT_DTYPES = ("float16", "float32")  # fast kernels know every one of DTYPES
 
 

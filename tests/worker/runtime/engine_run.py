@@ -7,7 +7,7 @@ from typing import Any
 from services.worker.engine.engine import Delta, Engine, EngineLimits, EngineStats, Finish, Work
 from services.worker.engine.step import TokenLogprobs
 from services.worker.models import Model
-from services.worker.runtime.runner import ModelRunner
+from services.worker.runtime.runner import KV_DTYPE, ModelRunner
 from shared.sampling import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, seed=0, max_tokens=16, ignore_eos=True)
@@ -27,24 +27,33 @@ SEEDED = SamplingParams(
 
 
 def runner_of(
-    model: Model, num_blocks: int, kv_dtype: str = "float32", max_num_seqs: int = 64, max_step_tokens: int = 512
+    model: Model, num_blocks: int, kv_dtype: str | None = None, max_num_seqs: int = 64, max_step_tokens: int = 512
 ) -> ModelRunner:
-    limits = {"max_num_seqs": max_num_seqs, "max_step_tokens": max_step_tokens}
-    return ModelRunner(model, num_blocks=num_blocks, kv_dtype=kv_dtype, **limits, num_threads=None, device="cpu")
+    """kv_dtype: the one that is served where nobody asks for another, if None."""
+    limits = {"max_num_seqs": max_num_seqs, "max_step_tokens": max_step_tokens, "num_blocks": num_blocks}
+    chosen = kv_dtype or KV_DTYPE[model.compute]
+    return ModelRunner(model, kv_dtype=chosen, **limits, num_threads=None, device="cpu")
 
 
 class EngineRun:
     """One engine; `run` submits works and waits for all their ends. Use as a context."""
 
     def __init__(
-        self, model: Model, *, num_blocks: int = 256, max_num_seqs: int = 64, max_step_tokens: int = 512, **options: Any
+        self,
+        model: Model,
+        *,
+        num_blocks: int = 256,
+        max_num_seqs: int = 64,
+        max_step_tokens: int = 512,
+        kv_dtype: str | None = None,
+        **options: Any,
     ):
         self.tokens: dict[tuple[str, int], list[int]] = {}
         self.logprobs: dict[tuple[str, int], list[TokenLogprobs]] = {}
         self.prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
         self.finishes: dict[tuple[str, int], Finish] = {}
         self.failure: Exception | None = None
-        self.runner = runner_of(model, num_blocks, max_num_seqs=max_num_seqs, max_step_tokens=max_step_tokens)
+        self.runner = runner_of(model, num_blocks, kv_dtype, max_num_seqs, max_step_tokens)
         self._changed = threading.Condition()
         self._engine = Engine(
             self.runner,

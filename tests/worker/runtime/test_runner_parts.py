@@ -149,7 +149,7 @@ def test_the_kv_cache_is_sized_from_memory() -> None:
     assert values.shape == (7, 3, 16, 8)
 
 
-def test_an_int8_cache_has_a_scale_for_every_token_and_head() -> None:
+def test_an_int8_cache_has_a_word_for_every_token_and_head() -> None:
     shape = replace(SHAPE, dtype="int8")
     assert shape.block_bytes == 2 * 2 * 3 * 16 * (8 + 4)
     assert "x 2 x 3 heads x (8 x 1 bytes + 4 of scale): 1600 tokens" in plan(shape, 100 * shape.block_bytes, 160).arithmetic

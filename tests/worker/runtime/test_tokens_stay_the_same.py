@@ -1,6 +1,6 @@
 """A request's tokens depend on the request alone: solo, among strangers, in any chunks, cached, preempted, resumed, drafted.
 
-All of it on tiny models; on SmolLM2 the parts that cost little, and the rest in `make full`.
+All of it on tiny models, with the KV cache that is served; on SmolLM2 the parts that cost little, and the rest in `make full`.
 """
 
 import random
@@ -133,18 +133,18 @@ def test_choices_share_the_prompt_and_differ(model: Model, prompt: list[int], so
         assert len({tuple(engine.tokens["it", choice]) for choice in range(3)}) == 3
 
 
-@pytest.mark.parametrize("compute", ["exact", "fast"])
-def test_smollm2_solo_in_a_batch_in_chunks_and_cached(ops: Ops, compute: str) -> None:
+@pytest.mark.parametrize(("compute", "kv_dtype"), [("exact", "float32"), ("fast", "float16"), ("fast", "int8")])
+def test_smollm2_solo_in_a_batch_in_chunks_and_cached(ops: Ops, compute: str, kv_dtype: str) -> None:
     model = smollm2(ops, compute)
     prompt = prompt_of(1, 35, model.spec.vocab_size)
     requests = {"greedy": replace(GREEDY, max_tokens=6), "seeded": replace(SEEDED, max_tokens=6, min_tokens=5)}
-    solo = {name: alone(model, prompt, params) for name, params in requests.items()}
+    solo = {name: alone(model, prompt, params, kv_dtype=kv_dtype) for name, params in requests.items()}
     short = replace(GREEDY, max_tokens=3)
     strangers = [(f"s{number}", prompt_of(number, 3, model.spec.vocab_size), short) for number in range(6)]
-    with EngineRun(model, max_step_tokens=16) as engine:
+    with EngineRun(model, max_step_tokens=16, kv_dtype=kv_dtype) as engine:
         engine.run([*strangers, *((name, prompt, params) for name, params in requests.items())])
         assert {name: engine.tokens[name, 0] for name in solo} == solo
         engine.run([(name, prompt, params) for name, params in requests.items()])
         assert {name: engine.tokens[name, 0] for name in solo} == solo
         assert engine.finishes["greedy", 0].num_cached_tokens == 32
-    assert alone(model, prompt, requests["seeded"], solo["seeded"][:3]) == solo["seeded"]
+    assert alone(model, prompt, requests["seeded"], solo["seeded"][:3], kv_dtype=kv_dtype) == solo["seeded"]
