@@ -18,7 +18,7 @@ LEAST = 64  # tokens beside decodes: fewer would read all the weights for little
 UNKNOWN = 3  # tokens for each that decodes, before anything was learned
 SPAN = 1024
 _RATE = 1 / 8  # of learning
-_FREE_S = 1e-9
+_AHEAD = 4  # times as many tokens may be thought to take no longer than decodes do
 _MOST = 0.5  # of a change taken from one step, as the machine may have been busy with something else
 
 Chunk = tuple[int, int]
@@ -58,9 +58,10 @@ class Pace:
         self._decodes[num.bit_length()] = known_num + _RATE * (num - known_num), known_s + _RATE * (step_s - known_s)
 
     def _learn_tokens(self, chunks: Sequence[Chunk], spent_s: float, beside_s: float) -> None:
-        """The less of a step tokens are, the less it says about them."""
+        """The less of a step tokens are, the less it says about them; and that few cost nothing says little of many."""
+        total = sum(num for num, _ in chunks)
         if not self._token_s:
-            self._token_s = [max(_FREE_S, spent_s / sum(num for num, _ in chunks))]
+            self._token_s = [max(spent_s, beside_s / _AHEAD) / total]
             return
         middles = [(num, before + num // 2) for num, before in chunks]
         expected_s = sum(num * self._seconds(middle) for num, middle in middles)
@@ -69,7 +70,10 @@ class Pace:
         for span in {middle // SPAN for _, middle in middles}:
             while len(self._token_s) <= span:
                 self._token_s.append(self._token_s[-1])
-            self._token_s[span] = max(_FREE_S, self._token_s[span] * change)
+            known_s = self._token_s[span]
+            now_s = max(known_s * change, min(known_s, beside_s / (_AHEAD * total)))
+            # No token costs more than one with more before it.
+            self._token_s[: span + 1] = [*(min(each_s, now_s) for each_s in self._token_s[:span]), now_s]
 
     def _seconds(self, num_before: int) -> float:
         """Of a token behind so many others: as in the last span known, if theirs is not."""

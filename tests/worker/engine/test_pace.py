@@ -76,6 +76,17 @@ def test_a_device_on_which_tokens_are_cheap_takes_more_of_them():
     assert 300 < sizes[_gpu] < 1000
 
 
+def test_that_few_tokens_cost_nothing_says_little_of_many():
+    pace = Pace()
+    for _ in range(2000):
+        pace.learn(32, [], _gpu(32, 0, 0))
+        pace.learn(32, [(20, 0)], _gpu(32, 20, 0))
+    assert 64 <= pace.beside(32) <= 200
+    chunks = _run(pace, _gpu, 32, 20000, 4096, lambda: 1.0)
+    assert chunks[0][0] <= 200 < chunks[60][0], "more when more were seen to be cheap"
+    assert all(_gpu(32, num, before) < 1.3 * (1 + SHARE) * _gpu(32, 0, 0) for num, before in chunks)
+
+
 def test_before_anything_is_known_a_step_counts():
     pace = Pace()
     assert (pace.beside(1), pace.beside(100), pace.weight(5000)) == (LEAST, UNKNOWN * 100, 1.0)
