@@ -71,7 +71,9 @@ class Pace:
             while len(self._token_s) <= span:
                 self._token_s.append(self._token_s[-1])
             known_s = self._token_s[span]
-            self._token_s[span] = max(known_s * change, min(known_s, beside_s / (_AHEAD * total)))
+            now_s = max(known_s * change, min(known_s, beside_s / (_AHEAD * total)))
+            # No token costs more than one with more before it.
+            self._token_s[: span + 1] = [*(min(each_s, now_s) for each_s in self._token_s[:span]), now_s]
 
     def _seconds(self, num_before: int) -> float:
         """Of a token behind so many others: as in the last span known, if theirs is not."""
