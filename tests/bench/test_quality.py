@@ -1,6 +1,7 @@
 """The quality bench's numbers are what their definitions say; llama.cpp's file is read as written. It knows no model."""
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from bench import llama_logits
 from bench.divergence import Score, divergence
 from bench.quality import compare, pieces, table, verdict
-from services.worker.batch import Batch
+from services.worker.engine.step import Row
 from shared.errors import StartupError
 
 V = 5
@@ -105,8 +106,8 @@ class FakeRunner:
     def __init__(self, logits: Tensor):
         self._logits = logits
 
-    def forward(self, batch: Batch) -> Tensor:
-        return self._logits[batch.token_ids]
+    def forward(self, rows: Sequence[Row]) -> Tensor:
+        return self._logits[[token_id for row in rows for token_id in row.token_ids]]
 
 
 def test_late_positions_are_those_that_llama_stores(tmp_path: Path) -> None:
