@@ -119,8 +119,9 @@ def test_late_positions_are_those_that_llama_stores(tmp_path: Path) -> None:
     write(tmp_path / "logits", windows, [(step[i].item(), least[i].item(), numbers[i].tolist()) for i in late.tolist()])
     result = compare(FakeRunner(base), {"fast": FakeRunner(other)}, windows, llama_logits.read(tmp_path / "logits"))
     each = divergence(base, other)
-    assert torch.equal(result.whole["fast"].divergences, each[windows[:, :-1].flatten()])
-    assert torch.equal(result.late["fast"].divergences, each[late])
+    # The last bit of a softmax may depend on how many rows it is taken of.
+    assert torch.allclose(result.whole["fast"].divergences, each[windows[:, :-1].flatten()], rtol=1e-12)
+    assert torch.allclose(result.late["fast"].divergences, each[late], rtol=1e-12)
     kept = numbers[late] > 0
     for name in ("llama.cpp", "fast, stored"):
         assert torch.allclose(result.late[name].divergences, divergence(base[late], other[late], kept), rtol=1e-3)
