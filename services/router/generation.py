@@ -126,6 +126,11 @@ class Generation:
     _prompt_logprobs: types_pb2.Logprobs | None = None
 
     @property
+    def over(self) -> bool:
+        """It has ended, one way or another."""
+        return self._over
+
+    @property
     def usage(self) -> types_pb2.Usage:
         """What it cost so far; final once `events()` ended. Output counts what the client was given."""
         return types_pb2.Usage(

@@ -99,6 +99,13 @@ class Ledger:
             del self.owed[generation.rid]
             self._sequencer.forget(generation.held)
 
+    def give_back(self, generation: Generation) -> None:
+        """It was to be owed here, and is not for sure; the task that looks for its tokens goes on looking."""
+        self.let_go(generation)
+        task = asyncio.current_task()
+        if task is not None and not generation.over:
+            self.feeds[generation] = task
+
     def retire(self, generation: Generation, ending: Ending) -> None:
         """See generation.Ledger."""
         held = generation.held

@@ -153,14 +153,16 @@ class Resumer:
         return len(ended) == len(generation.held.choices)
 
     async def _find_again(self, generation: Generation, request: NewRequest) -> Messages | None:
-        while True:
+        while not generation.over:
             try:
                 return await self._find(generation, request)
             except Unavailable:
+                # An adopt that got no answer leaves it owed here: it would find itself, and follow itself for ever.
+                self._ledger.give_back(generation)
                 await asyncio.sleep(RETRY_S)
             except (NotFound, InvalidRequest) as error:
                 generation.end(error, Ending.FAILED)
-                return None
+        return None
 
     async def _find(self, generation: Generation, request: NewRequest) -> Messages | None:
         """The messages to follow; None if this router owns the request from now on."""

@@ -155,4 +155,5 @@ def _story(seen: Seen) -> str:
         for attempt in seen.attempts
     ]
     rid = seen.attempts[-1].rid if seen.attempts else "no rid"
-    return f"rid {rid}, began at {seen.began_at:.1f}, refused {len(seen.refusals)} times, tries: {'; '.join(tries)}"
+    told = f"rid {rid}, began at {seen.began_at:.1f}, refused {len(seen.refusals)} times"
+    return f"{told}, tries: {'; '.join(tries)}, unheard: {'; '.join(seen.unheard)}"

@@ -97,6 +97,7 @@ class Clients:
             resume = last is not None and resumable and bool(last.positions)
             start = last.positions[-1][1] if resume and last is not None else (0,) * seen.ask.params.n
             attempt = Attempt(self._rng.choice(routers), start)
+            began = f"{time.strftime('%H:%M:%S')} {attempt.router}"
             try:
                 run = self._grpc if seen.ask.door == "grpc" else self._over_http
                 await run(seen, attempt, last.positions[-1] if resume and last is not None else None)
@@ -107,8 +108,13 @@ class Clients:
                 await asyncio.sleep(self._rng.uniform(0.5, 1.0) * min(refusal.retry_after_s or 0.1, MAX_WAIT_S))
             except Unresumable:
                 resumable = False
+            except asyncio.CancelledError:
+                seen.unheard += [] if attempt.positions else [f"{began}, given up"]
+                raise
             except Broken as error:
                 attempt.broke = str(error)
+                if not attempt.positions:
+                    seen.unheard.append(f"{began} {error}")
                 resumable = True
                 await asyncio.sleep(self._rng.uniform(0.02, 0.2))
 

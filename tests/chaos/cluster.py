@@ -30,7 +30,6 @@ from tests.chaos.proxy import Proxy
 from tests.stack import ROOT, free_ports
 
 RESTART_S = 0.3
-READY_S = 60.0
 LAUNCHER = "services.launcher"
 
 
@@ -49,6 +48,7 @@ class Plan:
     router: Mapping[str, Any] = field(default_factory=lambda: {"max_tenant_requests": 100, "drain_grace_s": 5.0})
     modules: Mapping[str, str] = field(default_factory=dict)
     runner: str = "sim"
+    ready_s: float = 60.0
     crash_orders: bool = False
 
 
@@ -57,7 +57,7 @@ class Service:
     """One process, started again when it ends until `stop`. Its output is appended to `log`; exits: (code, seconds it ran).
 
     module: the Python program that `command` are the arguments of, "" where command is all. environment: beyond the common one.
-    Both may be changed, for its next start.
+    Both may be changed, for its next start. starved: numbers of the starts that were left without descriptors.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Service:
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
     exits: list[tuple[int, float]] = field(default_factory=list)
+    starved: set[int] = field(default_factory=set)
     started_at: float = 0.0
     stopped: bool = False
     keeper: asyncio.Task[None] | None = None
@@ -217,8 +218,9 @@ class Cluster:
         self.services[name] = service
         await service.start()
 
-    async def ready(self, timeout_s: float = READY_S) -> None:
-        """Waits until every worker and router would take work."""
+    async def ready(self) -> None:
+        """Waits until every worker and router would take work, for as long as the plan says."""
+        timeout_s = self.plan.ready_s
         deadline = time.monotonic() + timeout_s
         while missing := await self._missing():
             if time.monotonic() > deadline:

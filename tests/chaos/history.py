@@ -50,7 +50,10 @@ class Attempt:
 
 @dataclass(slots=True)
 class Seen:
-    """All that one client saw of its request. Times are of the monotonic clock, seconds."""
+    """All that one client saw of its request. Times are of the monotonic clock, seconds.
+
+    unheard: connections that ended, or were given up, before anything came; when, where and how.
+    """
 
     ask: Ask
     began_at: float
@@ -59,6 +62,7 @@ class Seen:
     ended_at: float = 0.0
     error: str = ""
     refusals: list[str] = field(default_factory=list)
+    unheard: list[str] = field(default_factory=list)
     unannounced: int = 0
     gaps: list[tuple[float, float]] = field(default_factory=list)
     last_at: float = 0.0

@@ -82,11 +82,12 @@ async def log_disk_full(cluster: Cluster, rng: random.Random) -> str:
 
 
 async def no_descriptors(cluster: Cluster, rng: random.Random) -> str:
-    """F31: two more files or connections, and no more."""
+    """F31: two more files or connections, and no more. What runs lives on; gRPC ends a process that has only begun."""
     name = rng.choice([name for name in cluster.services if name != "redis"])
     pid = cluster.services[name].pid
     if pid is None:
         return f"{name} was not there"
+    cluster.services[name].starved.add(cluster.services[name].starts)
     with contextlib.suppress(ProcessLookupError, FileNotFoundError), limited(pid, "descriptors", rest.open_files(pid) + SPARE):
         await asyncio.sleep(rng.uniform(2, 4))
     return name

@@ -93,11 +93,15 @@ def grown(cluster: Cluster, before: dict[str, int]) -> list[str]:
 
 
 def crashes(cluster: Cluster) -> list[str]:
-    """Exits nobody caused. A process ends by SIGKILL or in order; while it starts also by SIGTERM, or for want of a Redis."""
+    """Exits nobody caused. A process ends by SIGKILL or in order; while it starts also by SIGTERM, or for want of a Redis.
+
+    Without descriptors gRPC aborts, or meets its own null pointer, while a process starts.
+    """
     found = []
     for name, service in cluster.services.items():
-        for code, ran_s in service.exits:
+        for number, (code, ran_s) in enumerate(service.exits, start=1):
             too_early = ran_s < START_S and code in (-signal.SIGTERM, EXIT_CONFIG)
-            if code not in (0, -signal.SIGKILL) and not too_early:
+            starved = number in service.starved and code in (-signal.SIGABRT, -signal.SIGSEGV)
+            if code not in (0, -signal.SIGKILL) and not too_early and not starved:
                 found.append(f"{name} exited with {code} after {ran_s:.1f} s; see its log")
     return found

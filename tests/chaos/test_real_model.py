@@ -17,7 +17,7 @@ from tests.chaos.nemesis import kill
 pytestmark = [pytest.mark.chaos, pytest.mark.full, pytest.mark.timeout(300)]
 
 NUM_STREAMS, NUM_TOKENS = 8, 64
-PLAN = Plan(num_routers=2, num_tokenizers=1, num_workers=2, worker={}, runner="model")
+PLAN = Plan(num_routers=2, num_tokenizers=1, num_workers=2, worker={}, runner="model", ready_s=200.0)
 
 
 def asks(first: int) -> list[Ask]:
