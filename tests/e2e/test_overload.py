@@ -1,6 +1,7 @@
 """A full queue refuses at once, and says when to come again from how fast it drains. Prints the figures it is about."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,8 @@ from tests import stack
 
 SEATS, PLACES = 8, 40
 NUM_REFUSALS = 500
+# A refusal that took longer would not be one.
+ACCEPTED_S = 1.0
 # What DESIGN asks for is 10 ms at the 99th percentile; a machine that does other things is given more.
 MOST_S = 0.1
 QUEUE = "rt:{SmolLM2-135M-Instruct/0}:load"
@@ -34,6 +37,8 @@ def body_of(index: int, num_tokens: int) -> dict[str, Any]:
 async def test_refusals_are_fast_and_tell_the_drain_rate(system: stack.Stack) -> None:
     """Enough clients to keep the queue full; each comes again as soon as it is done."""
     ended = asyncio.Event()
+    times: list[float] = []
+    waits: list[int] = []
     (socket,) = system.folder.glob("roadtrain-*/redis.sock")
 
     async def keep_asking(client: httpx.AsyncClient, number: int) -> None:
@@ -50,17 +55,18 @@ async def test_refusals_are_fast_and_tell_the_drain_rate(system: stack.Stack) ->
         httpx.AsyncClient(base_url=system.url, timeout=60) as client,
         Redis(unix_socket_path=str(socket)) as redis,
     ):
-        asking = [asyncio.create_task(keep_asking(crowd, number)) for number in range(SEATS + PLACES + 8)]
+        asking = [asyncio.create_task(keep_asking(crowd, number)) for number in range(SEATS + PLACES + 16)]
         # The rate is measured over windows of 10 s.
         async with asyncio.timeout(40):
             while not float(await redis.hget(QUEUE, "rate") or 0):
                 await asyncio.sleep(0.2)
-        times, waits = [], []
         async with asyncio.timeout(60):
             while len(times) < NUM_REFUSALS:
                 began_at = time.monotonic()
-                response = await client.post("/v1/completions", json=body_of(7, 100))
-                if response.status_code == 503:
+                # Now and then it finds a place that has just become free, and leaves it again.
+                with contextlib.suppress(httpx.TimeoutException):
+                    response = await client.post("/v1/completions", json=body_of(7, 100), timeout=ACCEPTED_S)
+                    assert response.status_code == 503
                     times.append(time.monotonic() - began_at)
                     waits.append(int(response.headers["retry-after"]))
         rate = float(await redis.hget(QUEUE, "rate"))

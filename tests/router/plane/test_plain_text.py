@@ -46,7 +46,8 @@ class Tokenizers:
     def __init__(self, *, breaks: bool):
         self.breaks = breaks
         self.num_ids = 0
-        self.loaded = True
+        self.num_garbled = 0
+        self.loaded = self.is_one = True
         data, lengths = b"".join(TABLE), [len(each) for each in TABLE]
         self.vocabulary = TokenBytes(tokenizer_pb2.VocabularyReply(data=data, length=lengths, special_token_ids=SPECIAL))
         self.address, self.stub = "here", self
