@@ -34,7 +34,7 @@ async def test_one_worker_runs_empty_until_nothing_more_must_run_alone(redis: Re
     taken.add((await take_alone(queue, W1)).rid)  # one that is empty by itself needs no leave
     assert taken == rids
     assert not await queue.reserve(W0)
-    assert await redis.exists(queue.prefix + "reserved") == 0
+    assert await redis.exists(queue.prefixes[0] + "reserved") == 0
 
 
 async def test_a_worker_that_is_not_heard_again_gives_way_to_another(redis: Redis) -> None:
@@ -67,9 +67,9 @@ async def test_the_time_of_the_next_in_line_begins_when_it_is_the_first(redis: R
         await put_suspect(queue)
         assert not await queue.reserve(W0)
         await take_alone(queue, W1)
-    assert await redis.exists(queue.prefix + "reserved") == 1
+    assert await redis.exists(queue.prefixes[0] + "reserved") == 1
     assert not await queue.reserve(W0)
-    assert await redis.exists(queue.prefix + "reserved") == 0
+    assert await redis.exists(queue.prefixes[0] + "reserved") == 0
 
 
 async def test_what_proved_harmless_is_handed_back_to_the_ordinary_queue(queue: Queue) -> None:
