@@ -11,7 +11,6 @@
 #pragma once
 
 #include "../kv_write/whole.h"
-#include "../matmul/dot.h"
 #include "blocks.h"
 #include <utility>
 
@@ -20,16 +19,53 @@
 namespace {
 
 constexpr int64_t RUN = CHUNK * BLOCK;  // tokens whose weights are rounded together
-constexpr int64_t PAIRS = BLOCK / 2;
 
 // Sixteen numbers as int16.
 INLINE __m256i sixteen(const int8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)); }
 INLINE __m256i sixteen(const int16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
 
-// Rows r: acc[r * apart] += numbers times the pair of row r that lies OFFSET bytes on.
-template <int OFFSET, int... r>
-INLINE void steps(__m256i* acc, int apart, __m256i numbers, const Six<int16_t>& x, std::integer_sequence<int, r...>) {
-    (step<r, OFFSET>(acc[r * apart], numbers, x), ...);
+// Two numbers, for every lane.
+INLINE __m256i pair_at(const int16_t* p) {
+    int32_t both;
+    memcpy(&both, p, sizeof both);
+    return _mm256_set1_epi32(both);
+}
+
+// acc += the two products of each lane. One asm, as gcc 12 hoists products that are left apart and spills them.
+INLINE void add_products(__m256i& acc, __m256i numbers, __m256i pair) {
+#if ROADTRAIN_VNNI == 512
+    asm volatile("vpdpwssd %[p], %[n], %[acc]" : [acc] "+x"(acc) : [n] "x"(numbers), [p] "x"(pair));
+#elif ROADTRAIN_VNNI == 256
+    asm volatile("%{vex%} vpdpwssd %[p], %[n], %[acc]" : [acc] "+x"(acc) : [n] "x"(numbers), [p] "x"(pair));
+#elif defined(ROADTRAIN_AVX2)
+    __m256i t;
+    asm volatile("vpmaddwd %[p], %[n], %[t]\n\tvpaddd %[t], %[acc], %[acc]"
+                 : [acc] "+x"(acc), [t] "=&x"(t) : [n] "x"(numbers), [p] "x"(pair));
+#else
+    const int16x8_t a = (int16x8_t)numbers.low, b = (int16x8_t)numbers.high, x = (int16x8_t)pair.low;
+    acc.low += vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(x)), vmull_high_s16(a, x));
+    acc.high += vpaddq_s32(vmull_s16(vget_low_s16(b), vget_low_s16(x)), vmull_high_s16(b, x));
+#endif
+}
+
+// How many registers of sums a strip of R rows has, so that none is spilled: one instruction a product needs no register between.
+#ifdef ROADTRAIN_VNNI
+template <int R> constexpr int WIDE = R == 1 ? 8 : R <= 3 ? 4 : 2;
+#else
+template <int R> constexpr int WIDE = R == 1 ? 4 : 2;
+#endif
+
+// f(0) to f(count - 1), constants from the start: gcc keeps an array in memory that anything else ever indexes.
+template <int... i, typename F>
+INLINE void each(std::integer_sequence<int, i...>, F f) { (f(std::integral_constant<int, i>()), ...); }
+
+// acc[r * N + n] += the pair of row r, at x + r * stride, times the numbers at p[n] + at; i: 0 to R N. Pairs of few rows stay in
+// registers, else the numbers do.
+template <int R, int N, typename T, int... i>
+INLINE void add_rows(__m256i* acc, const int16_t* x, int64_t stride, const T* const* p, int64_t at, std::integer_sequence<int, i...>) {
+    constexpr bool few = R <= 3;
+    (add_products(acc[few ? i % R * N + i / R : i], sixteen(p[few ? i / R : i % N] + at), pair_at(x + (few ? i % R : i / N) * stride)),
+     ...);
 }
 
 // What a score is made from besides the products: of R queries, the size of a step and the sum.
@@ -41,61 +77,53 @@ struct Sizes {
 template <typename T, int R, int B>
 void score_whole(const int16_t* q, Sizes sizes, int64_t d, const T* const* keys, const uint32_t* const* words,
                  const int8_t* const* next, float* out, int64_t stride) {
-    constexpr std::make_integer_sequence<int, R> rows;
-    __m256i acc[R * B * 2];
-    EACH(r, R * B * 2) acc[r] = _mm256_setzero_si256();
-    Six<int16_t> x(q, d);
-    for (int64_t i = 0; i < d; i += 8, x.advance(8)) {
-        EACH(b, B) {
-            const T* k = keys[b] + i * BLOCK;
-            fetch(next[b] + i * BLOCK);
-            fetch(next[b] + i * BLOCK + 64);
-            steps<0>(acc + b * 2, B * 2, sixteen(k), x, rows), steps<0>(acc + b * 2 + 1, B * 2, sixteen(k + 16), x, rows);
-            steps<4>(acc + b * 2, B * 2, sixteen(k + 32), x, rows), steps<4>(acc + b * 2 + 1, B * 2, sixteen(k + 48), x, rows);
-            steps<8>(acc + b * 2, B * 2, sixteen(k + 64), x, rows), steps<8>(acc + b * 2 + 1, B * 2, sixteen(k + 80), x, rows);
-            steps<12>(acc + b * 2, B * 2, sixteen(k + 96), x, rows), steps<12>(acc + b * 2 + 1, B * 2, sixteen(k + 112), x, rows);
-        }
+    constexpr int N = B * 2;
+    constexpr std::make_integer_sequence<int, R * N> all;
+    __m256i acc[R * N];
+    const T* halves[N];
+    each(all, [&](auto i) __attribute__((always_inline)) { acc[i] = _mm256_setzero_si256(); });
+    EACH(n, N) halves[n] = keys[n / 2] + n % 2 * BLOCK;
+    for (int64_t i = 0; i < d; i += 8) {
+        EACH(b, B * 2) fetch(next[b / 2] + (i + b % 2 * 4) * BLOCK);
+        add_rows<R, N>(acc, q + i, d, halves, i * BLOCK, all);
+        add_rows<R, N>(acc, q + i + 2, d, halves, (i + 2) * BLOCK, all);
+        add_rows<R, N>(acc, q + i + 4, d, halves, (i + 4) * BLOCK, all);
+        add_rows<R, N>(acc, q + i + 6, d, halves, (i + 6) * BLOCK, all);
     }
-    EACH(b, B) EACH(h, 2) {
-        const v8 step = steps_of(words[b] + h * 8), centre = centres_of(words[b] + h * 8);
-        EACH(r, R) {
-            const v8 products = (v8)_mm256_cvtepi32_ps(acc[(r * B + b) * 2 + h]) * splat(sizes.step[r]);
-            store(out + r * stride + b * BLOCK + h * 8, fma(products, step, centre * splat(sizes.sum[r])));
-        }
-    }
+    each(all, [&](auto i) __attribute__((always_inline)) {
+        constexpr int r = i / N, n = i % N;
+        const uint32_t* own = words[n / 2] + n % 2 * 8;
+        const v8 products = (v8)_mm256_cvtepi32_ps(acc[i]) * splat(sizes.step[r]);
+        store(out + r * stride + n * 8, fma(products, steps_of(own), centres_of(own) * splat(sizes.sum[r])));
+    });
 }
 
 // out[r] += sizes[r] times weights[r] values for 8 W columns of a run of blocks.
 template <typename T, int R, int W>
 void weigh_whole(const int16_t* weights, const float* sizes, const T* const* values, const int8_t* const* next, int64_t blocks,
                  int64_t d, int64_t column, float* out) {
-    constexpr std::make_integer_sequence<int, R> rows;
+    constexpr std::make_integer_sequence<int, R * W> all;
     __m256i acc[R * W];
-    EACH(r, R * W) acc[r] = _mm256_setzero_si256();
-    Six<int16_t> x(weights, RUN);
-    for (int64_t b = 0; b < blocks; b++, x.advance(BLOCK)) {
-        const T* v = values[b] + column * 2;
+    each(all, [&](auto i) __attribute__((always_inline)) { acc[i] = _mm256_setzero_si256(); });
+    for (int64_t b = 0; b < blocks; b++) {
+        const T* columns[W];
+        EACH(w, W) columns[w] = values[b] + column * 2 + w * BLOCK;
         const int8_t* ahead = next[b] + column * 2;
-        EACH(j, PAIRS) EACH(w, W) if (w % 4 == 0) fetch(ahead + j * d * 2 + w * 16);
-        EACH(w, W) steps<0>(acc + w, W, sixteen(v + w * 16), x, rows);
-        EACH(w, W) steps<4>(acc + w, W, sixteen(v + d * 2 + w * 16), x, rows);
-        EACH(w, W) steps<8>(acc + w, W, sixteen(v + d * 4 + w * 16), x, rows);
-        EACH(w, W) steps<12>(acc + w, W, sixteen(v + d * 6 + w * 16), x, rows);
-        EACH(w, W) steps<16>(acc + w, W, sixteen(v + d * 8 + w * 16), x, rows);
-        EACH(w, W) steps<20>(acc + w, W, sixteen(v + d * 10 + w * 16), x, rows);
-        EACH(w, W) steps<24>(acc + w, W, sixteen(v + d * 12 + w * 16), x, rows);
-        EACH(w, W) steps<28>(acc + w, W, sixteen(v + d * 14 + w * 16), x, rows);
+        for (int64_t j = 0; j < BLOCK; j += 2) {
+            EACH(w, W) if (w % 4 == 0) fetch(ahead + j * d + w * BLOCK);
+            add_rows<R, W>(acc, weights + b * BLOCK + j, RUN, columns, j * d, all);
+        }
     }
-    EACH(r, R) EACH(w, W) {
-        float* to = out + r * d + column + w * 8;
-        store(to, fma((v8)_mm256_cvtepi32_ps(acc[r * W + w]), splat(sizes[r]), load(to)));
-    }
+    each(all, [&](auto i) __attribute__((always_inline)) {
+        float* to = out + i / W * d + column + i % W * 8;
+        store(to, fma((v8)_mm256_cvtepi32_ps(acc[i]), splat(sizes[i / W]), load(to)));
+    });
 }
 
 template <typename T, int R>
 void weigh_whole_rows(const int16_t* weights, const float* sizes, const T* const* values, const int8_t* const* next,
                       int64_t blocks, int64_t d, int64_t first, int64_t end, float* out) {
-    constexpr int W = R == 1 ? 8 : R <= 3 ? 4 : 2;
+    constexpr int W = WIDE<R>;
     int64_t i = first;
     for (; i + 8 * W <= end; i += 8 * W) weigh_whole<T, R, W>(weights, sizes, values, next, blocks, d, i, out);
     for (; i < end; i += 8) weigh_whole<T, R, 1>(weights, sizes, values, next, blocks, d, i, out);
@@ -148,7 +176,7 @@ public:
     // Scores of all queries for the keys of blocks from to to.
     void score(const Frame& f, int64_t from, int64_t to, float* scores) {
         round_queries(f);
-        const int64_t pair = f.queries <= 3 ? 2 : 1, d = f.a.d;
+        const int64_t pair = f.queries <= 3 && WIDE<3> == 4 ? 2 : 1, d = f.a.d;
         for (int64_t b = from; b < to;) {
             const int64_t some = b + pair <= to ? pair : 1;
             const int8_t *keys[2], *next[2];
