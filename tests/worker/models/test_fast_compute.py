@@ -26,7 +26,7 @@ the ground and fell far. The chain changed this. It drove the rear wheel, so bot
 new machine was called the safety bicycle. With air-filled tyres it became comfortable, and within ten years millions of
 people rode to work, to school and into the countryside on roads that had been made for horses."""
 MEAN_KL, TOP_1 = 5e-3, 0.95
-MEAN_KL_INT8 = 1e-3  # of an int8 cache from a float16 cache, on TEXT; measured once: XXX
+MEAN_KL_INT8 = 1e-3  # of an int8 cache from a float16 cache, on TEXT; measured once: 5.7e-4
 WINDOW = 448
 
 
