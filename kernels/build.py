@@ -7,7 +7,6 @@ threads that spin and 0.1 ms with threads that sleep. It knows nothing of what t
 """
 
 import ctypes
-import hashlib
 import logging
 import os
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 import torch  # noqa: F401  its OpenMP runtime must be loaded first
 
 from kernels import variants
+from kernels.sources import digest
 
 _LOG = logging.getLogger(__name__)
 _COMPILERS = ("c++", "g++", "clang++")
@@ -112,10 +112,8 @@ def _keep(built: Path, target: Path) -> None:
 
 def _key(compiler: str, flags: tuple[str, ...], folder: Path) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False, timeout=_TIMEOUT_S).stdout
-    digest = hashlib.sha256(version + "\0".join(flags).encode())
-    for path in sorted((*folder.glob("*.h"), *folder.glob("*/*.h"), *folder.glob("*.cpp"), *folder.glob("*/*.cpp"))):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    sources = (*folder.glob("*.h"), *folder.glob("*/*.h"), *folder.glob("*.cpp"), *folder.glob("*/*.cpp"))
+    return digest(folder, sources, version, *(flag.encode() for flag in flags))[:16]
 
 
 def _compile(compiler: str, flags: tuple[str, ...], sources: list[Path], target: Path) -> None:
