@@ -6,7 +6,7 @@ shards is done with those that answer. It knows nothing of payload contents, of 
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 from shared.errors import InvalidRequest, RateLimited, Unavailable
@@ -38,6 +38,7 @@ from shared.queue.types import (
 REAP_BATCH = 100
 
 Reply = TypeVar("Reply")
+Thing = TypeVar("Thing")
 
 
 class Queue:
@@ -163,10 +164,8 @@ class Queue:
                 for line, (verdict, router, attach) in zip(lines, await shard.run("renew", owner, lease, *flat), strict=True)
             ]
 
-        parts: dict[Shard, list[Held]] = {}
-        for line in held:
-            parts.setdefault(self._of(line.rid), []).append(line)
-        answers = await _those_that_answer(renew(shard, lines) for shard, lines in parts.items())
+        parts = self._by_shard(held, lambda line: line.rid)
+        answers = await _those_that_answer(renew(*part) for part in parts.items())
         found = {renewal.rid: renewal for renewals in answers for renewal in renewals}
         return [found.get(line.rid, Renewal(line.rid, "unknown")) for line in held]
 
@@ -272,9 +271,7 @@ class Queue:
         async def read(shard: Shard, rids: list[str]) -> list[tuple[str, Record | None]]:
             return [(rid, record_of(rid, line)) for rid, line in zip(rids, await shard.run("read", *rids), strict=True)]
 
-        parts: dict[Shard, list[str]] = {}
-        for rid in rids:
-            parts.setdefault(self._of(rid), []).append(rid)
+        parts = self._by_shard(rids, lambda rid: rid)
         return dict(pair for pairs in await _all(read(*part) for part in parts.items()) for pair in pairs)
 
     async def look(self, rid: str) -> Found | None:
@@ -323,6 +320,12 @@ class Queue:
     def _of(self, rid: str) -> Shard:
         # A rid of a stranger may name a shard that is not there; it is in none.
         return self._shards[shard_of(rid) % len(self._shards)]
+
+    def _by_shard(self, things: Iterable[Thing], rid_of: Callable[[Thing], str]) -> dict[Shard, list[Thing]]:
+        parts: dict[Shard, list[Thing]] = {}
+        for thing in things:
+            parts.setdefault(self._of(rid_of(thing)), []).append(thing)
+        return parts
 
 
 async def _all(calls: Iterable[Awaitable[Reply]]) -> list[Reply]:

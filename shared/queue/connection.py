@@ -67,24 +67,22 @@ def connect(redis_url: str) -> Client:
                 username=address.username,
                 password=address.password,
                 ssl=address.encrypted,
-                socket_timeout=TIMEOUT_S,
-                socket_connect_timeout=TIMEOUT_S,
-                retry=Retry(NoBackoff(), 1),
+                **_per_call(TIMEOUT_S, 2),
             )
     # No health_check_interval: redis-py 8.1 recurses without end when its check is refused while connecting (no password, server
     # still loading). The second try replaces a connection that died unnoticed.
     try:
         pool = BlockingConnectionPool.from_url(
-            redis_url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=TIMEOUT_S,
-            socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=TIMEOUT_S,
-            retry=Retry(NoBackoff(), 1),
+            redis_url, max_connections=MAX_CONNECTIONS, timeout=TIMEOUT_S, **_per_call(TIMEOUT_S, 2)
         )
     except ValueError as error:
         raise StartupError(f"bad Redis address: {error}; write redis://host:6379/0 or unix:///path/to/socket") from error
     return Redis.from_pool(pool)
+
+
+def _per_call(seconds: float, tries: int) -> dict[str, Any]:
+    """Settings of connections: how long a call may take, and how often it is made if no answer comes."""
+    return {"socket_timeout": seconds, "socket_connect_timeout": seconds, "retry": Retry(NoBackoff(), tries - 1)}
 
 
 class _PrimaryPool(SentinelConnectionPool, BlockingConnectionPool):
@@ -98,22 +96,19 @@ class _PrimaryPool(SentinelConnectionPool, BlockingConnectionPool):
 
 
 def _primary_pool(address: Address) -> _PrimaryPool:
-    timeouts = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
     secrets = {"username": address.sentinel_username, "password": address.sentinel_password}
     # A sentinel that does not answer must not use up the time of a call: there are others.
-    asking = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
-    asking_kwargs = {**asking, **secrets, "ssl": address.encrypted, "retry": Retry(NoBackoff(), 0)}
+    asking = {**_per_call(SENTINEL_TIMEOUT_S, 1), **secrets, "ssl": address.encrypted}
     return _PrimaryPool(  # type: ignore[no-untyped-call]
         address.master,
-        Sentinel(address.nodes, sentinel_kwargs=asking_kwargs),  # type: ignore[no-untyped-call]
+        Sentinel(address.nodes, sentinel_kwargs=asking),  # type: ignore[no-untyped-call]
         ssl=address.encrypted,
         username=address.username,
         password=address.password,
         db=address.db,
         max_connections=MAX_CONNECTIONS,
         timeout=TIMEOUT_S,
-        retry=Retry(NoBackoff(), 1),
-        **timeouts,
+        **_per_call(TIMEOUT_S, 2),
     )
 
 
