@@ -5,6 +5,7 @@
 #pragma once
 
 #include "tasks.h"
+#include <utility>
 
 #ifdef ROADTRAIN_FAST
 
@@ -75,29 +76,28 @@ void weigh_rows(const float* weights, int64_t stride, const T* const* values, co
     for (; i < end; i += 8) at(i), weigh<T, R, 1>(weights, stride, v, n, blocks, slots, d, out + i);
 }
 
+// Calls run with the number of rows of a strip, at most six.
+template <typename F>
+INLINE void with_rows(int64_t rows, F run) {
+    switch (rows) {
+        case 1: return run(std::integral_constant<int, 1>());
+        case 2: return run(std::integral_constant<int, 2>());
+        case 3: return run(std::integral_constant<int, 3>());
+        case 4: return run(std::integral_constant<int, 4>());
+        case 5: return run(std::integral_constant<int, 5>());
+        default: return run(std::integral_constant<int, 6>());
+    }
+}
+
 template <typename T, int B>
 void score_strip(int64_t rows, const float* q, int64_t d, const T* const* keys, const T* const* next, float* out, int64_t stride) {
-    switch (rows) {
-        case 1: return score<T, 1, B>(q, d, keys, next, out, stride);
-        case 2: return score<T, 2, B>(q, d, keys, next, out, stride);
-        case 3: return score<T, 3, B>(q, d, keys, next, out, stride);
-        case 4: return score<T, 4, 1>(q, d, keys, next, out, stride);
-        case 5: return score<T, 5, 1>(q, d, keys, next, out, stride);
-        default: return score<T, 6, 1>(q, d, keys, next, out, stride);
-    }
+    with_rows(rows, [&](auto R) { score<T, R, R <= 3 ? B : 1>(q, d, keys, next, out, stride); });
 }
 
 template <typename T>
 void weigh_strip(int64_t rows, const float* weights, int64_t stride, const T* const* values, const T* const* next, int64_t blocks,
                  int64_t slots, int64_t d, int64_t first, int64_t end, float* out) {
-    switch (rows) {
-        case 1: return weigh_rows<T, 1>(weights, stride, values, next, blocks, slots, d, first, end, out);
-        case 2: return weigh_rows<T, 2>(weights, stride, values, next, blocks, slots, d, first, end, out);
-        case 3: return weigh_rows<T, 3>(weights, stride, values, next, blocks, slots, d, first, end, out);
-        case 4: return weigh_rows<T, 4>(weights, stride, values, next, blocks, slots, d, first, end, out);
-        case 5: return weigh_rows<T, 5>(weights, stride, values, next, blocks, slots, d, first, end, out);
-        default: return weigh_rows<T, 6>(weights, stride, values, next, blocks, slots, d, first, end, out);
-    }
+    with_rows(rows, [&](auto R) { weigh_rows<T, R>(weights, stride, values, next, blocks, slots, d, first, end, out); });
 }
 
 template <typename T>

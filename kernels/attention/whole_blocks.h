@@ -129,19 +129,6 @@ void weigh_whole_rows(const int16_t* weights, const float* sizes, const T* const
     for (; i < end; i += 8) weigh_whole<T, R, 1>(weights, sizes, values, next, blocks, d, i, out);
 }
 
-// Calls run with the number of rows of a strip, at most six.
-template <typename F>
-INLINE void with_rows(int64_t rows, F run) {
-    switch (rows) {
-        case 1: return run(std::integral_constant<int, 1>());
-        case 2: return run(std::integral_constant<int, 2>());
-        case 3: return run(std::integral_constant<int, 3>());
-        case 4: return run(std::integral_constant<int, 4>());
-        case 5: return run(std::integral_constant<int, 5>());
-        default: return run(std::integral_constant<int, 6>());
-    }
-}
-
 INLINE v8 magnitude(v8 x) { return larger(x, -x); }
 
 // `count` numbers, a multiple of 8, as whole ones in `steps` steps of the size that is returned.
