@@ -107,7 +107,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class ArmFast(Fast):
-    """Fast's bodies on ARM. `library` packs the weights: their bytes are the same everywhere."""
+    """Fast's bodies on ARM. `library` packs the weights: their bytes are the same wherever tiles have eight rows."""
 
     machine: Machine = field(kw_only=True)
 
