@@ -1,12 +1,9 @@
 // The instructions a variant needs beyond plain C++, to ask a compiler whether it knows them; nothing calls this.
 //
 // It knows nothing of kernels.
-#include "matmul/cpu_fast.h"
+#include "simd.h"
 
-#ifdef ROADTRAIN_AVX512
-#include "matmul/tiles512.h"
-Tile rt_probe() { return tile_q8<1, true, 32, true>; }
-#elif defined(ROADTRAIN_FAST)
+#ifdef ROADTRAIN_FAST
 #include "matmul/tiles.h"
 Tile rt_probe() { return tile_q8<1, true, 32, true>; }
 #endif

@@ -6,7 +6,7 @@
     neon        64-bit ARM with dot products
     portable    whatever the compiler takes for granted; has no fast bodies
 
-The VNNI variants are compiled with the flags of avx2: their instructions are in matmul/dot.h, matmul/tiles512.h and
+The VNNI variants are compiled with the flags of avx2: their instructions are in matmul/dot.h, matmul/dot512.h and
 attention/whole_blocks.h alone, and nothing else may differ from what has been tested more. It knows nothing of compilers
 beyond the names of their flags.
 """

@@ -8,11 +8,7 @@
 
 #ifdef ROADTRAIN_FAST
 
-#ifdef ROADTRAIN_AVX512
-#include "tiles512.h"
-#else
 #include "tiles.h"
-#endif
 
 namespace {
 
