@@ -4,21 +4,17 @@ Bodies and gRPC messages become the same GenerateRequest here; ranges of samplin
 which knows the model. Errors name a field as the client called it. It knows nothing of connections and answers.
 """
 
-import json
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from services.router.chats import chat_message, check_chat, check_num_messages
 from services.router.generate import DEFAULT_BAND, GenerateRequest
-from services.router.schema import Body, ChatBody, CompletionBody, Message, Part, StreamOptions
+from services.router.prompts import check_text, prompts_of, unpack
+from services.router.schema import Body, ChatBody, CompletionBody, StreamOptions
 from shared.errors import InvalidRequest
 from shared.pb import router_pb2, tokenizer_pb2, types_pb2
 from shared.sampling import SamplingParams, from_proto
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-MAX_MESSAGES = 2048
-MAX_PROMPTS = 128
 MAX_CHOICES = 1024
 MAX_SALT_CHARS = 128
 MAX_KEY_CHARS = 255
@@ -63,9 +59,9 @@ def chat_request(body: ChatBody, caller: Caller) -> GenerateRequest:
         )
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs", code="invalid_value")
-    _check_num_messages(len(body.messages))
+    check_num_messages(len(body.messages))
     chat = tokenizer_pb2.Chat(
-        messages=[_message(message, index) for index, message in enumerate(body.messages)],
+        messages=[chat_message(message, index) for index, message in enumerate(body.messages)],
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=bool(body.continue_final_message),
     )
@@ -103,7 +99,7 @@ def completion_requests(body: CompletionBody, caller: Caller) -> list[GenerateRe
         num_logprobs=body.logprobs,
         num_prompt_logprobs=prompt_logprobs,
     )
-    prompts = _prompts(body.prompt)
+    prompts = prompts_of(body.prompt)
     if len(prompts) * sampling.n > MAX_CHOICES:
         raise InvalidRequest(f"Prompts times 'n' may be at most {MAX_CHOICES}.", param="n", code="integer_above_max_value")
     own = body.prompt_logprobs is not None
@@ -132,7 +128,7 @@ def proto_request(message: router_pb2.ChatRequest | router_pb2.CompleteRequest, 
         field, prompt = "token_ids", unpack(message.token_ids)
     else:
         prompt = message.text
-        _check_text(prompt, field)
+        check_text(prompt, field)
     request = GenerateRequest(
         model=message.model,
         tenant=caller.tenant,
@@ -151,15 +147,6 @@ def proto_request(message: router_pb2.ChatRequest | router_pb2.CompleteRequest, 
     return request
 
 
-def unpack(packed: bytes) -> list[int]:
-    """Token ids from little-endian uint32. Raises InvalidRequest if there are none or a part of one."""
-    if not packed or len(packed) % 4:
-        raise InvalidRequest(
-            "Invalid 'token_ids': must be one or more little-endian uint32.", param="token_ids", code="invalid_value"
-        )
-    return list(struct.unpack(f"<{len(packed) // 4}I", packed))
-
-
 def check_request(request: GenerateRequest) -> None:
     """What holds for every request whatever its door. Raises InvalidRequest."""
     if not request.model:
@@ -176,133 +163,6 @@ def check_request(request: GenerateRequest) -> None:
         raise InvalidRequest(
             f"Invalid idempotency key: 1 to {MAX_KEY_CHARS} printable characters.", param="idempotency_key", code="invalid_value"
         )
-
-
-def check_chat(chat: tokenizer_pb2.Chat) -> None:
-    """Roles, contents and flags of a chat. Raises InvalidRequest."""
-    _check_num_messages(len(chat.messages))
-    for index, message in enumerate(chat.messages):
-        _check_message(message, f"messages[{index}]")
-    if chat.continue_final_message and chat.HasField("add_generation_prompt") and chat.add_generation_prompt:
-        raise InvalidRequest(
-            "'continue_final_message' goes on with the last message, 'add_generation_prompt' begins a new one; choose one.",
-            param="continue_final_message",
-            code="invalid_value",
-        )
-    for name, given in (("tools", chat.tools_json), ("template_kwargs_json", chat.template_kwargs_json)):
-        if given:
-            raise InvalidRequest(f"'{name}' is not supported by this server.", param=name, code="unsupported_parameter")
-
-
-def _check_num_messages(num_messages: int) -> None:
-    if num_messages == 0:
-        raise InvalidRequest("Invalid 'messages': must hold at least one message.", param="messages", code="empty_array")
-    if num_messages > MAX_MESSAGES:
-        raise InvalidRequest(
-            f"Invalid 'messages': at most {MAX_MESSAGES} messages.", param="messages", code="array_above_max_length"
-        )
-
-
-def _check_message(message: tokenizer_pb2.ChatMessage, path: str) -> None:
-    if message.role not in ROLES:
-        raise InvalidRequest(
-            f"Invalid '{path}.role': must be one of {', '.join(ROLES)}.", param=f"{path}.role", code="invalid_value"
-        )
-    if not message.HasField("content") and not (message.role == "assistant" and message.tool_calls):
-        raise InvalidRequest(
-            f"Missing '{path}.content': only an assistant's message that calls tools may be without.",
-            param=f"{path}.content",
-            code="missing_required_parameter",
-        )
-    if message.role == "tool" and not message.tool_call_id:
-        raise InvalidRequest(
-            f"Missing '{path}.tool_call_id': which call does this answer?",
-            param=f"{path}.tool_call_id",
-            code="missing_required_parameter",
-        )
-    if message.tool_calls and message.role != "assistant":
-        raise InvalidRequest(
-            f"Invalid '{path}.tool_calls': only an assistant calls tools.", param=f"{path}.tool_calls", code="invalid_value"
-        )
-    for at, call in enumerate(message.tool_calls):
-        _check_arguments(call.arguments_json, f"{path}.tool_calls[{at}].function.arguments")
-
-
-def _check_arguments(text: str, param: str) -> None:
-    # Templates parse them: what is no JSON object would fail there, less clearly.
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        value = None
-    if type(value) is not dict:
-        raise InvalidRequest(f"Invalid '{param}': must be the text of a JSON object.", param=param, code="invalid_value")
-
-
-def _message(message: Message, index: int) -> tokenizer_pb2.ChatMessage:
-    path = f"messages[{index}]"
-    for name in ("audio", "function_call"):
-        if getattr(message, name) is not None:
-            raise InvalidRequest(f"'{path}.{name}' is not supported.", param=f"{path}.{name}", code="unsupported_content")
-    content = message.content
-    if isinstance(content, list):
-        content = "\n".join(_part_text(part, f"{path}.content[{at}]", message.role) for at, part in enumerate(content))
-    if content is None and message.role == "assistant":
-        content = message.refusal
-    return tokenizer_pb2.ChatMessage(
-        role=message.role,
-        content=content,
-        name=message.name or "",
-        tool_calls=[
-            tokenizer_pb2.ToolCall(id=call.id, name=call.function.name, arguments_json=call.function.arguments)
-            for call in message.tool_calls or ()
-        ],
-        tool_call_id=message.tool_call_id or "",
-    )
-
-
-def _part_text(part: Part, path: str, role: str) -> str:
-    text = part.refusal if part.type == "refusal" and role == "assistant" else part.text
-    if part.type not in ("text", "refusal") or (part.type == "refusal" and role != "assistant"):
-        raise InvalidRequest(f"Invalid '{path}': this model reads text only.", param=path, code="unsupported_content")
-    if text is None:
-        raise InvalidRequest(f"Missing '{path}.text'.", param=f"{path}.text", code="missing_required_parameter")
-    return text
-
-
-def _prompts(prompt: str | Sequence[str | int | list[int]]) -> list[str | list[int]]:
-    if isinstance(prompt, str):
-        _check_text(prompt, "prompt")
-        return [prompt]
-    kinds = {type(entry) for entry in prompt}
-    if not kinds:
-        raise InvalidRequest("Invalid 'prompt': must not be empty.", param="prompt", code="empty_array")
-    if len(kinds) > 1:
-        raise InvalidRequest("Invalid type for 'prompt': mixes texts and token ids.", param="prompt", code="invalid_type")
-    if kinds == {int}:
-        return [_token_ids(prompt, "prompt")]
-    if len(prompt) > MAX_PROMPTS:
-        raise InvalidRequest(f"Invalid 'prompt': at most {MAX_PROMPTS} prompts.", param="prompt", code="array_above_max_length")
-    return [_one_prompt(entry, f"prompt[{index}]") for index, entry in enumerate(prompt)]
-
-
-def _one_prompt(entry: Any, path: str) -> str | list[int]:
-    if isinstance(entry, str):
-        _check_text(entry, path)
-        return entry
-    return _token_ids(entry, path)
-
-
-def _check_text(text: str, path: str) -> None:
-    if not text:
-        raise InvalidRequest(f"Invalid '{path}': must not be empty.", param=path, code="empty_string")
-
-
-def _token_ids(entry: Sequence[Any], path: str) -> list[int]:
-    if not entry:
-        raise InvalidRequest(f"Invalid '{path}': must not be empty.", param=path, code="empty_array")
-    if min(entry) < 0 or max(entry) >= 2**31:
-        raise InvalidRequest(f"Invalid '{path}': holds what is no token id.", param=path, code="invalid_token_id")
-    return list(entry)
 
 
 def _check_stream(body: Body) -> None:
