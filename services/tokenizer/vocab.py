@@ -30,12 +30,13 @@ from shared.vocabulary.token_bytes import token_bytes
 class Vocabulary:
     """A model's tokens. `token_bytes` is indexed by id; `secret` gives the secret spelling of each guarded token.
 
-    special_ids: the tokens that are left out of text shown to people.
+    special_ids: the tokens that are left out of text shown to people. control_ids: all that are guarded.
     """
 
     source: TextSource = field(repr=False)
     token_bytes: tuple[bytes, ...] = field(repr=False)
     special_ids: frozenset[int] = field(repr=False)
+    control_ids: frozenset[int] = field(repr=False)
     secret: Mapping[str, str] = field(repr=False)
     digest: bytes
     _tokenizer: Tokenizer = field(repr=False)
@@ -81,6 +82,7 @@ def _load(source: TextSource) -> Vocabulary:
         source=replace(source, rules={}),  # the tokenizer holds them now; as Python objects they take 20 MB
         token_bytes=token_bytes(source.path, rules, tokens),
         special_ids=frozenset(special_ids),
+        control_ids=frozenset(token["id"] for token in guarded),
         secret=secret,
         digest=_digest(source),
         _tokenizer=tokenizer,
