@@ -65,6 +65,9 @@ class FakeGeneration:
     def begun_logprobs(self, choice: int) -> None:
         return None
 
+    def begun_token_ids(self, choice: int) -> list[int]:
+        return []
+
     def position(self) -> str:
         return f"{self.rid}:{'.'.join(map(str, self.counts))}:00000000"
 
@@ -141,6 +144,8 @@ class FakePlane:
             if generation.rid == rid and tenant == generation.request.tenant:
                 self.resumed_after = after
                 shape = types_pb2.Shape(dialect=generation.request.dialect, include_usage=generation.request.include_usage)
+                if generation.request.reading is not None:
+                    shape.reading.CopyFrom(generation.request.reading)
                 return FakeGeneration(generation.request, int(rid[6:])), shape
         raise NotFound("There is no such stream.", code="stream_not_found")
 
