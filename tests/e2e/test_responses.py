@@ -33,7 +33,7 @@ async def ended(client: openai.AsyncOpenAI, response_id: str) -> Response:
 
 
 async def test_a_conversation_is_kept_and_gone_on_with(client):
-    asked = {"model": "default", "temperature": 0, "max_output_tokens": 40}
+    asked = {"model": "default", "temperature": 0, "max_output_tokens": 120}
     first = await client.responses.create(input=QUESTION, instructions="You are brief.", **asked)
     assert first.status == "completed"
     assert "Paris" in first.output_text
@@ -44,7 +44,7 @@ async def test_a_conversation_is_kept_and_gone_on_with(client):
         {"role": "assistant", "content": first.output_text},
         {"role": "user", "content": "And of Italy?"},
     ]
-    chat = await client.chat.completions.create(model="default", messages=said, temperature=0, max_tokens=40)
+    chat = await client.chat.completions.create(model="default", messages=said, temperature=0, max_tokens=120)
     assert second.output_text == chat.choices[0].message.content
     assert second.usage.input_tokens == chat.usage.prompt_tokens
     items = [item async for item in client.responses.input_items.list(second.id, order="asc", limit=2)]
