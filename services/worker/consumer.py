@@ -192,8 +192,6 @@ class Consumer:
             await asyncio.sleep(random.uniform(0.5, 1.0) * wait_s)
             wait_s = min(MAX_RETRY_S, 2 * wait_s)
 
-    # From the engine.
-
     def _deliver(self, deltas: list[Delta]) -> None:
         crash.point("worker.step")
         for delta in deltas:
@@ -286,6 +284,7 @@ class Consumer:
         crash.point("worker.releasing")
         try:
             await self._queue.release(self._owner, assignment.rid, assignment.claim.epoch, floor, assignment.outbound.num_tokens)
+            logger.info("handed back", extra={"rid": assignment.rid})
         except Unavailable as error:
             self._redis_failed(error)
 

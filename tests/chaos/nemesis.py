@@ -85,7 +85,7 @@ async def _terminate(cluster: Cluster, name: str) -> str:
     service.signal(signal.SIGTERM)
     while service.starts == starts:
         await asyncio.sleep(0.05)
-    return f"{name}, exit {service.exits[-1][0]}"
+    return f"{name}, exit {service.exits[-1].code}"
 
 
 async def kill_router(cluster: Cluster, rng: random.Random) -> str:

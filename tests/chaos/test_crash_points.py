@@ -101,7 +101,7 @@ async def sweep_all(swept: dict[str, list[str]], seed: int, tmp_path: Path) -> N
             running.keep_logs(tmp_path / "logs")
         assert [*itertools.chain(*missed)] == []
         assert verdict.sound, "\n".join([f"seed {seed}, logs in {tmp_path}/logs", *verdict.findings[:20]])
-        deaths = sum(code == -signal.SIGKILL for service in running.cluster.services.values() for code, _ in service.exits)
+        deaths = sum(life.code == -signal.SIGKILL for service in running.cluster.services.values() for life in service.exits)
         assert deaths >= sum(map(len, swept.values()))
 
 
