@@ -95,7 +95,11 @@ async def sweep(running: Trial, role: str, names: list[str]) -> list[str]:
 
 async def sweep_all(swept: dict[str, list[str]], seed: int, tmp_path: Path) -> None:
     async with trial(seed, WIDTH, Plan(crash_orders=True)) as running:
-        missed = await asyncio.gather(*(sweep(running, role, names) for role, names in swept.items()))
+        try:
+            missed = await asyncio.gather(*(sweep(running, role, names) for role, names in swept.items()))
+        except AssertionError:
+            running.keep_logs(tmp_path / "logs")
+            raise
         verdict = await running.finish()
         if not verdict.sound:
             running.keep_logs(tmp_path / "logs")
