@@ -18,8 +18,8 @@ constexpr int64_t MOST_GATED = 36, CACHED = 16384;
 // The tile of a kind for M rows; FETCH: weights come from memory.
 template <int KIND, int M, bool FETCH>
 constexpr Tile tile_of() {
-    if constexpr (KIND <= RT_Q4_MIN) return tile_q4<M, KIND == RT_Q4_MIN, FETCH>;
-    else if constexpr (KIND <= RT_Q8_HALF) return tile_q8<M, KIND == RT_Q8_MIN, KIND == RT_Q8_HALF ? 16 : 32, FETCH>;
+    if constexpr (KIND <= RT_Q4_MIN) return tile_q4<M, KIND, FETCH>;
+    else if constexpr (KIND <= RT_Q8_HALF) return tile_q8<M, KIND, FETCH>;
     else return tile_float<KIND, M, FETCH>;
 }
 
@@ -51,8 +51,10 @@ Scratch& scratch() {
 // The products of one tile with rows of x, which is not of floats: results [rows][LANES].
 void multiply_packed(const rt_weight& weight, const uint8_t* w, const rt_rows& x, const Pieces& pieces, bool few, Scratch& own) {
     const int64_t groups = weight.k / 32, parts = weight.kind == RT_Q8_HALF ? 2 * groups : groups, start = pieces.from[0];
-    if ((int64_t)own.staged.size() < parts * STAGED) own.staged.resize((size_t)(parts * STAGED));
-    STAGES[weight.kind](w, parts, own.staged.data());
+    if (!(few ? DIRECT<true> : DIRECT<false>)) {
+        if ((int64_t)own.staged.size() < parts * STAGED) own.staged.resize((size_t)(parts * STAGED));
+        STAGES[weight.kind](w, parts, own.staged.data());
+    }
     for (int64_t i = 0; i < pieces.count; i++) {
         const int64_t row = pieces.from[i];
         const bool narrow = weight.kind <= RT_Q4_MIN;
