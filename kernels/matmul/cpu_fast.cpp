@@ -4,7 +4,6 @@
 #include "cpu_fast.h"
 #include "../parallel.h"
 #include <array>
-#include <vector>
 
 #ifdef ROADTRAIN_FAST
 
@@ -35,11 +34,8 @@ constexpr std::array<std::array<std::array<Tile, TILE_COUNT>, 2>, sizeof...(KIND
 
 // By kind, whether to prefetch, and rows.
 constexpr auto TILES = by_kind(std::make_integer_sequence<int, RT_BF16 + 1>());
-constexpr void (*STAGES[])(const uint8_t*, int64_t, float*) = {stage<RT_Q4>, stage<RT_Q4_MIN>, stage<RT_Q8>, stage<RT_Q8_MIN>, stage<RT_Q8_HALF>};
-
-// Room for what is staged of one tile, and the products of one tile with all rows at once.
+// Room for the products of one tile with all rows at once.
 struct Scratch {
-    std::vector<float> staged;
     alignas(32) float results[MOST_ROWS * 2 * LANES], both[2][MOST_GATED][32];
 };
 
@@ -50,16 +46,12 @@ Scratch& scratch() {
 
 // The products of one tile with rows of x, which is not of floats: results [rows][LANES].
 void multiply_packed(const rt_weight& weight, const uint8_t* w, const rt_rows& x, const Pieces& pieces, bool few, Scratch& own) {
-    const int64_t groups = weight.k / 32, parts = weight.kind == RT_Q8_HALF ? 2 * groups : groups, start = pieces.from[0];
-    if (!(few ? DIRECT<true> : DIRECT<false>)) {
-        if ((int64_t)own.staged.size() < parts * STAGED) own.staged.resize((size_t)(parts * STAGED));
-        STAGES[weight.kind](w, parts, own.staged.data());
-    }
+    const int64_t groups = weight.k / 32, start = pieces.from[0];
     for (int64_t i = 0; i < pieces.count; i++) {
         const int64_t row = pieces.from[i];
         const bool narrow = weight.kind <= RT_Q4_MIN;
         const void* whole = narrow ? (const void*)(x.q8 + row * x.width) : (const void*)(x.q16 + row * x.width);
-        const Operand operand{whole, (narrow ? x.q8_groups : x.q16_groups) + row * groups, own.staged.data(), x.width, groups};
+        const Operand operand{whole, (narrow ? x.q8_groups : x.q16_groups) + row * groups, x.width, groups};
         TILES[weight.kind][few][pieces.from[i + 1] - row - 1](w, operand, own.results + (row - start) * LANES);
     }
 }
@@ -71,7 +63,7 @@ void multiply_floats(const rt_weight& weight, const uint8_t* w, const rt_rows& x
     for (int64_t k = 0; k < weight.k; k += piece, w += tile_bytes(weight.kind, piece))
         for (int64_t i = 0; i < pieces.count; i++) {
             const int64_t row = pieces.from[i], end = weight.k - k < piece ? weight.k - k : piece;
-            const Operand operand{x.y + row * x.y_stride + k, nullptr, nullptr, x.y_stride, end};
+            const Operand operand{x.y + row * x.y_stride + k, nullptr, x.y_stride, end};
             TILES[weight.kind][i == 0][pieces.from[i + 1] - row - 1](w, operand, results + (row - start) * 2 * LANES);
         }
 }

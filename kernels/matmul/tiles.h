@@ -33,35 +33,15 @@ INLINE void bytes(Wholes* s, const uint8_t* w, const Near<int16_t>& x, std::inte
     (steps<4 * J>(s, widened(w + 2 * LANES * J), x, std::make_integer_sequence<int, M>()), ...);
 }
 
-// What a group of a tile brings to all rows: d and m. They are floats already where many rows share them and there are no registers
-// to hold them (`staged`); else they are made of halves where they stand, which saves reading a tile that comes from memory twice.
+// What a group of a tile brings to all rows: d and m, made of halves where they stand. A pass of its own over the tile would read
+// its weights from memory before the one that fetches them ahead does.
 template <int KIND>
 struct Brought {
     static constexpr bool LEAST = KIND == RT_Q4_MIN || KIND == RT_Q8_MIN;
     static constexpr int64_t HEAD = (LEAST ? 4 : 2) * LANES, SIZE = (KIND <= RT_Q4_MIN || KIND == RT_Q8_HALF ? 16 : 32) * LANES;
     Floats d, m;
     explicit Brought(const uint8_t* w) : d(halves(w)), m(LEAST ? halves(w + 2 * LANES) : times(d, every(-8.0f))) {}
-    explicit Brought(const float* staged) : d(load_floats(staged)), m(load_floats(staged + LANES)) {}
 };
-
-// Whether tiles read d and m as halves.
-template <bool FETCH>
-constexpr bool DIRECT = FETCH || LANES == 16;
-
-template <int KIND, bool FETCH>
-INLINE Brought<KIND> brought_by(const uint8_t* w, const float* staged) {
-    if constexpr (DIRECT<FETCH>) return Brought<KIND>(w);
-    else return Brought<KIND>(staged);
-}
-
-template <int KIND>
-void stage(const uint8_t* w, int64_t groups, float* to) {
-    for (int64_t g = 0; g < groups; g++, w += Brought<KIND>::HEAD + Brought<KIND>::SIZE, to += STAGED) {
-        const Brought<KIND> brought(w);
-        store_floats(to, brought.d);
-        store_floats(to + LANES, brought.m);
-    }
-}
 
 // The products of d q + m with s p over a group, and with the number apart, are d (s sum of q p + rest q there) + m sum.
 template <int M, int KIND, bool FETCH>
@@ -69,10 +49,9 @@ NOINLINE void tile_q4(const uint8_t* w, const Operand& x, float* out) {
     Floats acc[M];
     EACH(r, M) acc[r] = zero_floats();
     constexpr int64_t HEAD = Brought<KIND>::HEAD, SIZE = Brought<KIND>::SIZE;
-    const float* staged = x.staged;
     Near<int8_t> a((const int8_t*)x.x, x.stride);
     Near<rt_group> about(x.groups, x.stride / 32);
-    for (int64_t g = x.count; g > 0; g--, w += HEAD + SIZE, staged += STAGED) {
+    for (int64_t g = x.count; g > 0; g--, w += HEAD + SIZE) {
         if (FETCH) fetch(w, HEAD + SIZE);
         Wholes s[M];
         EACH(r, M) s[r] = zero_wholes();
@@ -80,7 +59,7 @@ NOINLINE void tile_q4(const uint8_t* w, const Operand& x, float* out) {
         nibbles<M, 1>(s, w + HEAD, a);
         nibbles<M, 2>(s, w + HEAD, a);
         nibbles<M, 3>(s, w + HEAD, a);
-        const Brought<KIND> brought = brought_by<KIND, FETCH>(w, staged);
+        const Brought<KIND> brought(w);
         EACH(r, M) {
             const rt_group* group = about.of(r);
             Floats whole = times(as_floats(group_sum(s[r])), every(group->scale));
@@ -100,7 +79,6 @@ NOINLINE void tile_q8(const uint8_t* w, const Operand& x, float* out) {
     Floats acc[M];
     EACH(r, M) acc[r] = zero_floats();
     constexpr int64_t HEAD = Brought<KIND>::HEAD, SIZE = Brought<KIND>::SIZE, COUNT = SIZE / LANES, PER = 32 / COUNT;
-    const float* staged = x.staged;
     Near<int16_t> a((const int16_t*)x.x, x.stride);
     Near<rt_group> about(x.groups, x.stride / 32);
     for (int64_t g = x.count; g > 0; g--) {
@@ -109,14 +87,13 @@ NOINLINE void tile_q8(const uint8_t* w, const Operand& x, float* out) {
             Wholes s[M];
             EACH(r, M) s[r] = zero_wholes();
             bytes<M>(s, w + HEAD, a, std::make_integer_sequence<int, COUNT / 2>());
-            const Brought<KIND> brought = brought_by<KIND, FETCH>(w, staged);
+            const Brought<KIND> brought(w);
             EACH(r, M) {
                 acc[r] = fused(times(as_floats(s[r]), every(about.of(r)->scale)), brought.d, acc[r]);
                 if (KIND == RT_Q8_MIN) acc[r] = fused(every(about.of(r)->sum), brought.m, acc[r]);
             }
             a.advance(COUNT);
             w += HEAD + SIZE;
-            staged += STAGED;
         }
         about.advance(1);
     }
