@@ -12,10 +12,13 @@
 extern "C" {
 
 struct rt_group {
-    float scale, sum, rest, nothing;
+    float scale, sum, rest, rest_there;
     // Where four-bit weights (matmul/cpu_fast.h) have those that meet the number apart: bytes from the group's first nibbles, and
-    // bits to the right. A shift by a vector takes 8 bytes.
-    int64_t shift, offset;
+    // bits to the right, or those bits themselves, for which rest_there is the number over their place value. A shift by a vector
+    // takes 8 bytes.
+    int64_t shift;
+    int32_t offset;
+    uint32_t bits;
 };
 
 struct rt_rows {
@@ -57,8 +60,7 @@ INLINE void quantize_group(const rt_rows& to, int64_t row, int64_t group, const 
     i8 q[4];
     if (to.q16) {
         rt_group& about = to.q16_groups[g];
-        about.rest = about.nothing = 0.0f;
-        about.shift = about.offset = 0;
+        about = {};
         quantize(x, 32767.0f, about, q);
         put_words(to.q16 + at, q[0], q[1]);
         put_words(to.q16 + at + 16, q[2], q[3]);
@@ -67,8 +69,9 @@ INLINE void quantize_group(const rt_rows& to, int64_t row, int64_t group, const 
         rt_group& about = to.q8_groups[g];
         const int apart = index_of(x, largest_magnitude(x));
         about.rest = from[apart];
-        about.nothing = 0.0f;
         about.shift = apart % 4 * 8 + apart / 16 * 4;
+        about.bits = 15u << about.shift;
+        about.rest_there = about.rest / (float)(1u << about.shift);
         about.offset = apart % 16 / 4 * 32;
         for (int i = 0; i < 4; i++) x[i] = select(i8{0, 1, 2, 3, 4, 5, 6, 7} + 8 * i == apart, splat(0), x[i]);
         quantize(x, 127.0f, about, q);

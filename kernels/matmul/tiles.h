@@ -62,9 +62,8 @@ NOINLINE void tile_q4(const uint8_t* w, const Operand& x, float* out) {
         const Brought<KIND> brought(w);
         EACH(r, M) {
             const rt_group* group = about.of(r);
-            Floats whole = times(as_floats(group_sum(s[r])), every(group->scale));
-            whole = fused(as_floats(weights_there(w + HEAD, group)), every(group->rest), whole);
-            acc[r] = fused(whole, brought.d, acc[r]);
+            const Floats most = times(as_floats(group_sum(s[r])), every(group->scale));
+            acc[r] = fused(plus_apart(w + HEAD, group, most), brought.d, acc[r]);
             acc[r] = fused(every(group->sum), brought.m, acc[r]);
         }
         a.advance(32);
