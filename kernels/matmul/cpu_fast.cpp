@@ -11,10 +11,10 @@
 
 namespace {
 
-constexpr int64_t FEW = 12;  // rows up to which weights are worth prefetching: they come from memory
+constexpr int64_t FEW = 12;  // rows up to which a tile is done so soon that threads take several at once
 constexpr int64_t MOST_GATED = 36, CACHED = 16384;
 
-// The tile of a kind for M rows; FETCH: weights come from memory.
+// The tile of a kind for M rows; FETCH: weights come from memory, as they do for the first rows that are multiplied with them.
 template <int KIND, int M, bool FETCH>
 constexpr Tile tile_of() {
     if constexpr (KIND <= RT_Q4_MIN) return tile_q4<M, KIND, FETCH>;
@@ -45,14 +45,14 @@ Scratch& scratch() {
 }
 
 // The products of one tile with rows of x, which is not of floats: results [rows][LANES].
-void multiply_packed(const rt_weight& weight, const uint8_t* w, const rt_rows& x, const Pieces& pieces, bool few, Scratch& own) {
+void multiply_packed(const rt_weight& weight, const uint8_t* w, const rt_rows& x, const Pieces& pieces, Scratch& own) {
     const int64_t groups = weight.k / 32, start = pieces.from[0];
     for (int64_t i = 0; i < pieces.count; i++) {
         const int64_t row = pieces.from[i];
         const bool narrow = weight.kind <= RT_Q4_MIN;
         const void* whole = narrow ? (const void*)(x.q8 + row * x.width) : (const void*)(x.q16 + row * x.width);
         const Operand operand{whole, (narrow ? x.q8_groups : x.q16_groups) + row * groups, x.width, groups};
-        TILES[weight.kind][few][pieces.from[i + 1] - row - 1](w, operand, own.results + (row - start) * LANES);
+        TILES[weight.kind][i == 0][pieces.from[i + 1] - row - 1](w, operand, own.results + (row - start) * LANES);
     }
 }
 
@@ -69,10 +69,10 @@ void multiply_floats(const rt_weight& weight, const uint8_t* w, const rt_rows& x
 }
 
 // The products of one tile with rows of x, into own.results [rows][tile rows].
-void multiply(const rt_weight& weight, int64_t tile, const rt_rows& x, const Pieces& pieces, bool few, Scratch& own) {
+void multiply(const rt_weight& weight, int64_t tile, const rt_rows& x, const Pieces& pieces, Scratch& own) {
     const uint8_t* w = weight.data + tile * tile_bytes(weight.kind, weight.k);
     if (weight.kind >= RT_F32) multiply_floats(weight, w, x, pieces, own.results);
-    else multiply_packed(weight, w, x, pieces, few, own);
+    else multiply_packed(weight, w, x, pieces, own);
 }
 
 // Results of one tile into place: eight lanes at a time, the last ones singly.
@@ -110,7 +110,7 @@ void gated(float* gate, const float* up, bool gelu) {
 void gate_up(const rt_fast_gate_up_args& a, int64_t chunk, const Pieces& pieces, Scratch& own) {
     const int64_t width = tile_rows(a.gate.kind), per = 32 / width, first = pieces.from[0], count = pieces.end() - first;
     for (int64_t i = 0; i < 2 * per; i++) {
-        multiply(i < per ? a.gate : a.up, chunk * per + i % per, a.x, pieces, *a.num_rows <= FEW, own);
+        multiply(i < per ? a.gate : a.up, chunk * per + i % per, a.x, pieces, own);
         for (int64_t r = 0; r < count; r++)
             for (int64_t at = 0; at < width; at += 8)
                 store(own.both[i / per][r] + i % per * width + at, load(own.results + r * width + at));
@@ -127,15 +127,14 @@ EXPORT void rt_fast_matmul(const void* args, int tid, int nth) {
     const rt_fast_matmul_args& a = *(const rt_fast_matmul_args*)args;
     const int64_t rows = *a.num_rows, width = tile_rows(a.weight.kind), tiles = (a.weight.n + width - 1) / width;
     const Blocks blocks(rows, rows_at_once(a.weight));
-    const bool few = rows <= FEW;
     Scratch& own = scratch();
-    Shares shares(blocks.count * tiles, a.counter, few ? 4 : 1, tid, nth);
+    Shares shares(blocks.count * tiles, a.counter, rows <= FEW ? 4 : 1, tid, nth);
     for (int64_t unit, end; shares.next(&unit, &end);)
         while (unit < end) {
             const int64_t block = unit / tiles, stop = end < (block + 1) * tiles ? end : (block + 1) * tiles;
             const Pieces pieces(blocks.first(block), blocks.first(block + 1));
             for (; unit < stop; unit++) {
-                multiply(a.weight, unit - block * tiles, a.x, pieces, few, own);
+                multiply(a.weight, unit - block * tiles, a.x, pieces, own);
                 place(a, unit - block * tiles, pieces.from[0], pieces.end() - pieces.from[0], own.results);
             }
         }
