@@ -64,7 +64,7 @@ class SamplingParams:
     @property
     def is_constrained(self) -> bool:
         """Whether not every token may come."""
-        return self.grammar is not None or bool(self.allowed_token_ids or self.bad_words)
+        return self.grammar is not None or bool(self.allowed_token_ids or self.bad_words or self.bad_word_ids)
 
     def resolved(self, *, seed: int, max_tokens: int) -> "SamplingParams":
         """The same with what the router decides filled in where the request left it open."""
