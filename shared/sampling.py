@@ -228,8 +228,7 @@ def to_proto(params: SamplingParams) -> types_pb2.Sampling:
         bad_word_ids=[types_pb2.TokenIds(ids=ids) for ids in params.bad_word_ids],
     )
     if params.grammar is not None:
-        message.grammar.kind = _number(params.grammar.kind)
-        message.grammar.source = params.grammar.source
+        message.grammar.CopyFrom(types_pb2.Grammar(kind=_number(params.grammar.kind), source=params.grammar.source))
     for token_id, bias in params.logit_bias:
         message.logit_bias[token_id] = bias
     return message
