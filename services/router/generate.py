@@ -184,13 +184,15 @@ class Generator:
         sampling = request.sampling
         if not sampling.is_constrained:
             return await self._encode(request), request
-        asked = [asyncio.create_task(call) for call in (self._check(request), self._spell(sampling.bad_words))]
+        checking = asyncio.create_task(self._check(request))
+        spelling = asyncio.create_task(self._spell(sampling.bad_words))
         try:
             token_ids = await self._encode(request)
-            _, bad_word_ids = await asyncio.gather(*asked)
+            await checking
+            sampling = replace(sampling, bad_word_ids=await spelling)
         finally:
-            await end_tasks(asked)
-        return token_ids, replace(request, sampling=replace(sampling, bad_word_ids=bad_word_ids))
+            await end_tasks((checking, spelling))
+        return token_ids, replace(request, sampling=sampling)
 
     async def _check(self, request: GenerateRequest) -> None:
         if (asked := to_proto(request.sampling)).HasField("grammar"):
