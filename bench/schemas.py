@@ -78,7 +78,7 @@ def _string(rng: random.Random, depth: int) -> Schema:
     if kind == 0:
         return {"type": "string", "pattern": rng.choice(_PATTERNS), "maxLength": 20}
     if kind == 1:
-        return {"type": "string", "format": rng.choice((*_FORMATS[:4], "ipv4", "uuid"))}
+        return {"type": "string", "format": rng.choice((*_FORMATS[:4], "ipv4", "uuid")), "maxLength": 40}
     least = rng.randrange(4)
     return {"type": "string", "minLength": least, "maxLength": least + rng.randrange(1, 16)}
 
