@@ -188,13 +188,14 @@ class Generator:
         return list(prompt)
 
     def _prepare(self, request: GenerateRequest, token_ids: list[int], limits: ModelLimits) -> Prepared:
-        check_ids(request, token_ids, limits)
         key = request.idempotency_key
         num_shards = self._queue.num_shards
         rid = new_rid(num_shards) if key is None else rid_for_key(self._keys[0], request.tenant, key, num_shards)
         # A repeated key must mean the same tokens even where its record was lost, so its seed comes from the rid.
         seed = secrets.randbits(63) if key is None else int(rid[-16:], 16) >> 1
+        # Lengths first: looking at the ids of a prompt that can never fit would hold up everybody else.
         params = resolve(request, len(token_ids), limits, seed)
+        check_ids(request, token_ids, limits)
         payload = types_pb2.Payload(
             kind=types_pb2.KIND_GENERATE,
             prompt_token_ids=pack(token_ids),
