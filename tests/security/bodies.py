@@ -1,0 +1,104 @@
+"""Every way to put the wrong kind of value into an endpoint's body, made from the types that read it, so that new fields join.
+
+It knows msgspec's description of types, and nothing of what is answered.
+"""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+from services.router import schema
+from services.router.app import ENDPOINTS, Handle
+
+DEEP: list[Any] = []
+for _ in range(40):
+    DEEP = [DEEP]
+ODD: tuple[Any, ...] = (None, True, 0, -1, 1.5, "", "x", [], {}, 2**64, DEEP)
+DEEPEST = 5
+
+# A body that each endpoint answers with few tokens. A new row of ENDPOINTS needs one here.
+GOOD: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"model": "default", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
+    "/v1/completions": {"model": "default", "prompt": "hi", "max_tokens": 1},
+}
+
+
+def posts() -> list[str]:
+    """Paths that take a body."""
+    return [path for path, (method, _) in ENDPOINTS.items() if method == "POST"]
+
+
+def body_types(handle: Handle) -> list[type[msgspec.Struct]]:
+    """The types of bodies that an endpoint's module reads."""
+    found = vars(sys.modules[handle.__module__]).values()
+    return [
+        each for each in found if isinstance(each, type) and issubclass(each, msgspec.Struct) and each.__name__.endswith("Body")
+    ]
+
+
+def odd_bodies(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, body): the endpoint's good body with one value of another kind, at any depth."""
+    good = GOOD[path]
+    types = body_types(ENDPOINTS[path][1])
+    names = {field.encode_name for each in types for field in inspect.type_info(each).fields}  # type: ignore[union-attr]
+    for each in types:
+        names |= set(schema.REFUSED.get(each, ()))  # type: ignore[call-overload]
+    for name in sorted(names | set(good)):
+        for value in ODD:
+            yield name, good | {name: value}
+    for each in types:
+        for field in inspect.type_info(each).fields:  # type: ignore[union-attr]
+            for where, value in _odd(field.type, DEEPEST):
+                yield f"{field.encode_name}{where}", good | {field.encode_name: value}
+
+
+def _odd(kind: inspect.Type, depth: int) -> Iterator[tuple[str, Any]]:
+    """Values of about this type that hold something odd further inside."""
+    if depth == 0:
+        return
+    if isinstance(kind, inspect.UnionType):
+        for each in kind.types:
+            yield from _odd(each, depth)
+    elif isinstance(kind, inspect.ListType):
+        for value in ODD:
+            yield "[]", [value]
+        yield from ((f"[]{where}", [value]) for where, value in _odd(kind.item_type, depth - 1))
+    elif isinstance(kind, inspect.DictType):
+        for value in ODD:
+            yield "{}", {"x": value}
+        yield from ((f"{{}}{where}", {"x": value}) for where, value in _odd(kind.value_type, depth - 1))
+    elif isinstance(kind, inspect.StructType):
+        whole = _sample(kind, DEEPEST)
+        for field in kind.fields:
+            for value in ODD:
+                yield f".{field.encode_name}", whole | {field.encode_name: value}
+            for where, value in _odd(field.type, depth - 1):
+                yield f".{field.encode_name}{where}", whole | {field.encode_name: value}
+
+
+def _sample(kind: inspect.Type, depth: int) -> Any:
+    """Some value of this type; of an object the members that must be there, and the likely ones."""
+    match kind:
+        case inspect.UnionType():
+            return _sample(next(each for each in kind.types if not isinstance(each, inspect.NoneType)), depth)
+        case inspect.StructType():
+            found = {field.encode_name: _sample(field.type, depth - 1) for field in kind.fields if field.required and depth}
+            return LIKELY.get(kind.cls.__name__, {}) | found
+        case inspect.LiteralType():
+            return kind.values[0]
+        case inspect.ListType():
+            return []
+        case inspect.DictType():
+            return {}
+        case inspect.BoolType():
+            return True
+        case inspect.IntType() | inspect.FloatType():
+            return 1
+        case _:
+            return "x"
+
+
+LIKELY: dict[str, dict[str, Any]] = {"Message": {"role": "user", "content": "x"}, "Part": {"type": "text", "text": "x"}}
