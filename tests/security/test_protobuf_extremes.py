@@ -12,12 +12,10 @@ import grpc
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 
-from services.worker.sim import expected_tokens
 from shared import rpc
 from shared.pb import delivery_pb2, router_pb2, router_pb2_grpc, tokenizer_pb2, types_pb2, worker_pb2
 from tests.garbled import NOISE
-from tests.router.plane.rig import text_of
-from tests.security.patient import CANARY, CANARY_TEXT_OF, SPEC, Patient
+from tests.security.patient import CANARY, Patient, canary_text
 from tests.security.protos import extremes
 
 FEW = router_pb2.Options(sampling=types_pb2.Sampling(max_tokens=1))
@@ -52,7 +50,7 @@ async def grpc_canary(stub: Any) -> None:
     sampling = types_pb2.Sampling(max_tokens=CANARY["max_tokens"], seed=CANARY["seed"], ignore_eos=True)
     asked = router_pb2.CompleteRequest(model="default", token_ids=packed, options=router_pb2.Options(sampling=sampling))
     text = "".join([event.delta.text async for event in stub.Complete(asked)])
-    assert text == text_of(expected_tokens(SPEC, CANARY["prompt"], CANARY_TEXT_OF, 0)[0])
+    assert text == canary_text()
 
 
 @pytest.mark.parametrize("method", MESSAGES)

@@ -136,12 +136,14 @@ async def test_sec_49_strange_requests_make_no_series(patient: Patient) -> None:
         if number % 3:
             await patient.http.request(word(), f"/{word()}", headers={"x-request-id": word()})
         else:
-            await patient.post(CHAT, GOOD[CHAT] | {"model": word()})
+            await patient.http.post(CHAT, json=GOOD[CHAT] | {"model": word()})
 
     for number in range(20):
         await strange(number)
+    # The first page counts the asking for it.
+    await series()
     before = await series()
-    for first in range(0, 1500, 50):
+    for first in range(0, 500, 50):
         await asyncio.gather(*(strange(first + number) for number in range(50)))
     assert await series() == before
     assert len(before) < 200
@@ -216,7 +218,7 @@ async def test_sec_52_no_multipart_and_no_ranges(patient: Patient) -> None:
         data = head(CHAT, f"Content-Type: {kind}", f"Content-Length: {len(boundary)}") + boundary.encode()
         status, _, body = split(await patient.raw(data))
         assert (status, check_error(body)["code"]) == (415, "unsupported_media_type")
-    ranges = "bytes=" + ",".join(f"{number}-{number}" for number in range(2000))
+    ranges = "bytes=" + ",".join(f"{number}-{number}" for number in range(1000))
     assert split(await patient.raw(head("/v1/models", f"Range: {ranges}", method="GET")))[0] == 200
 
 
