@@ -102,7 +102,7 @@ class Generator:
         limits = self._workers.limits()
         request.sampling.validate(vocab_size=limits.vocab_size, names=request.names)
         description = await self._tokenizers.describe()
-        token_ids = await self._encode(request)
+        token_ids = await self._encode(request, limits)
         prepared = self._prepare(request, token_ids, limits)
         new = self._new_request(request, prepared)
         after = _position(request.after, prepared.rid, prepared.params.n)
@@ -177,15 +177,22 @@ class Generator:
         answer = await self._queue.cancel(rid, tenant=tenant, router_id=self._router_id, attach=0, why="client")
         return answer.verdict == "ok"
 
-    async def _encode(self, request: GenerateRequest) -> list[int]:
+    async def _encode(self, request: GenerateRequest, limits: ModelLimits) -> list[int]:
         prompt = request.prompt
+        asked = tokenizer_pb2.EncodeRequest(max_tokens=limits.max_model_len)
         if isinstance(prompt, str):
-            (token_ids,) = await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(texts=[tokenizer_pb2.Text(text=prompt)]))
-            return token_ids
-        if isinstance(prompt, tokenizer_pb2.Chat):
-            (token_ids,) = await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(chat=prompt))
-            return token_ids
-        return list(prompt)
+            asked.texts.add(text=prompt)
+        elif isinstance(prompt, tokenizer_pb2.Chat):
+            asked.chat.CopyFrom(prompt)
+        else:
+            return list(prompt)
+        try:
+            (token_ids,) = await self._tokenizers.encode(asked)
+        except InvalidRequest as error:
+            if error.param == "prompt":
+                error.param = request.names.get("prompt", "prompt")
+            raise
+        return token_ids
 
     def _prepare(self, request: GenerateRequest, token_ids: list[int], limits: ModelLimits) -> Prepared:
         key = request.idempotency_key

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -11,7 +12,7 @@ from shared import rpc
 from shared.pb import router_pb2, router_pb2_grpc, tokenizer_pb2, types_pb2
 from tests.security.cases import BAD, HTTP_NAMES, VOCAB, Bad
 from tests.security.patient import SPEC, Patient, check_error
-from tests.security.queue_door import queue_door
+from tests.security.queue_door import Change, queue_door
 
 PROMPT = [1, 2, 3]
 FIT = SPEC.max_model_len
@@ -187,3 +188,43 @@ def test_cases_are_told_apart() -> None:
     names = [str(bad) for bad in BAD]
     assert all(isinstance(bad, Bad) for bad in BAD)
     assert len(set(names)) > len(names) - 5
+
+
+def cut_prompt(payload: types_pb2.Payload) -> None:
+    payload.prompt_token_ids = payload.prompt_token_ids[:-1]
+
+
+STRANGE: dict[str, tuple[Change, str]] = {
+    **{f"kind {kind}": (lambda payload, kind=kind: setattr(payload, "kind", kind), "kind") for kind in (0, 99, -1, 2**31 - 1)},
+    "adapter": (lambda payload: setattr(payload, "lora", "../../x"), "lora"),
+    "no seed": (lambda payload: payload.sampling.ClearField("seed"), "sampling"),
+    "no most": (lambda payload: payload.sampling.ClearField("max_tokens"), "sampling"),
+    "cut": (cut_prompt, "prompt"),
+    "empty": (lambda payload: payload.ClearField("prompt_token_ids"), "prompt"),
+}
+SPOILT: dict[str, Callable[[bytes], bytes]] = {
+    "nothing": lambda _: b"",
+    "unsigned": lambda sealed: sealed[:1] + bytes(32) + sealed[33:],
+    "first byte": lambda sealed: b"\x02" + sealed[1:],
+    "last byte": lambda sealed: sealed[:-1] + bytes([sealed[-1] ^ 1]),
+    "signature": lambda sealed: sealed[:5] + bytes([sealed[5] ^ 1]) + sealed[6:],
+    "cut": lambda sealed: sealed[:-3],
+    "longer": lambda sealed: sealed + b"\x08\x01",
+    "noise": lambda _: bytes(range(256)) * 4,
+    "large": lambda _: bytes(2**20),
+}
+
+
+async def test_sec_26_payloads_that_no_router_writes(patient: Patient) -> None:
+    """Signed with our key, as by another release; and without it. None is run, and the worker lives."""
+    async with queue_door(patient.stack) as door:
+        for name, (change, param) in STRANGE.items():
+            error = await door.refused(types_pb2.Sampling(), PROMPT, change)
+            assert (error.type, error.param) == ("invalid_request_error", param), name
+            await patient.canary()
+        before = (await patient.status()).num_bad_payloads
+        for spoil in SPOILT.values():
+            record = await door.ended(await door.put(types_pb2.Sampling(), PROMPT, spoil=spoil))
+            assert (record.state, record.reason) == ("dead", "bad_payload")
+            await patient.canary()
+        assert (await patient.status()).num_bad_payloads - before >= len(SPOILT)

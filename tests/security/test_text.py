@@ -205,5 +205,44 @@ def test_sec_46_a_stop_string_that_always_almost_matches() -> None:
     check_linear(lambda n: "a" * n, lambda text: StopStrings(stops, include=False).feed(text), 10_000)
 
 
+@pytest.mark.parametrize("kind", TEXTS)
+def test_sec_46_what_is_sure_to_be_too_long_is_not_encoded_whole(kind: str) -> None:
+    known, text = vocabulary(), text_of(kind)(400_000)
+    whole = cost(lambda given: known.encode(given, add_special_tokens=False), text, 1)
+    refused: InvalidRequest | None = None
+    begin = time.thread_time()
+    try:
+        known.check_length(text, 500)
+    except InvalidRequest as error:
+        refused = error
+    took = time.thread_time() - begin
+    if refused is None:
+        # Runs of spaces and the like are few tokens: nothing is sure.
+        assert len(known.encode(text[:4000], add_special_tokens=False)) <= 1.25 * 500 + 128
+    else:
+        assert refused.code == "context_length_exceeded"
+        assert took < 0.25 * whole
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(list(TEXTS)), st.integers(1, 300)), min_size=1, max_size=6))
+def test_sec_46_what_fits_is_never_refused_unread(parts: list[tuple[str, int]]) -> None:
+    text = "".join(TEXTS[kind] * count for kind, count in parts)
+    num_tokens = len(vocabulary().encode(text, add_special_tokens=False))
+    vocabulary().check_length(text, num_tokens)
+    vocabulary().check_length(text * 20, 20 * num_tokens)
+
+
+async def test_sec_46_the_refusal_names_the_prompt(patient: Patient) -> None:
+    words = "the quick brown fox " * 20_000
+    for path, fields in (
+        ("/v1/completions", {"prompt": words}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": words}]}),
+    ):
+        status, answer = await patient.post(path, {"model": "default", "max_tokens": 1, **fields})
+        error = check_error(answer)
+        assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", next(iter(fields)))
+
+
 def test_the_model_is_the_default_one() -> None:
     assert vocabulary().source.path == find_or_fetch("smollm2")
