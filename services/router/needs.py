@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.router.generate import GenerateRequest, Generation
+from services.router.store import Store
 from shared.pb import types_pb2
 
 
@@ -69,6 +70,11 @@ class Plane(Protocol):
     @property
     def model(self) -> ServedModel:
         """What is served now."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """Records that outlive this process."""
         ...
 
     @property
