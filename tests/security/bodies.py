@@ -23,12 +23,22 @@ DEEPEST = 5
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "default", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
     "/v1/completions": {"model": "default", "prompt": "hi", "max_tokens": 1},
+    "/v1/batches": {"input_file_id": "file-none", "endpoint": "/v1/completions", "completion_window": "24h"},
 }
+# Those that read no JSON, and why.
+NO_BODY = {"/v1/files": "a multipart form: test_transport.py", "/v1/batches/{batch_id}/cancel": "nothing is read"}
+# What names something that is not there: 404.
+NAMES = {"model", "input_file_id"}
 
 
 def posts() -> list[str]:
-    """Paths that take a body."""
-    return [path for path, (method, _) in ENDPOINTS.items() if method == "POST"]
+    """Paths that take a JSON body."""
+    return [path for path, methods in ENDPOINTS.items() if "POST" in methods and path not in NO_BODY]
+
+
+def asking() -> list[str]:
+    """Those of them that ask a model for something."""
+    return [path for path in posts() if "model" in GOOD[path]]
 
 
 def body_types(handle: Handle) -> list[type[msgspec.Struct]]:
@@ -42,7 +52,7 @@ def body_types(handle: Handle) -> list[type[msgspec.Struct]]:
 def odd_bodies(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, body): the endpoint's good body with one value of another kind, at any depth."""
     good = GOOD[path]
-    types = body_types(ENDPOINTS[path][1])
+    types = body_types(ENDPOINTS[path]["POST"])
     names = {field.encode_name for each in types for field in inspect.type_info(each).fields}  # type: ignore[union-attr]
     for each in types:
         names |= set(schema.REFUSED.get(each, ()))  # type: ignore[call-overload]

@@ -22,7 +22,7 @@ from shared.errors import InvalidRequest
 from shared.pb import router_pb2, router_pb2_grpc
 from shared.pb import tokenizer_pb2 as pb
 from tests.router.plane.rig import vocabulary
-from tests.security.bodies import GOOD, posts
+from tests.security.bodies import GOOD, asking
 from tests.security.patient import Patient, check_error
 
 
@@ -88,7 +88,7 @@ TEMPLATES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("fields", TEMPLATES, ids=str)
 async def test_sec_41_no_endpoint_takes_a_template(patient: Patient, fields: dict[str, Any]) -> None:
     name = next(iter(fields))
-    for path in posts():
+    for path in asking():
         answer = await patient.http.post(path, json=GOOD[path] | fields)
         if answer.status_code == 400:
             assert (check_error(answer.content)["param"] or "").startswith(name)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import string
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from services.router.app import ADMIN_ENDPOINTS, ENDPOINTS
 from shared import rpc
 from shared.pb import router_pb2, router_pb2_grpc
-from tests.security.bodies import GOOD, posts
+from tests.security.bodies import GOOD, asking, posts
 from tests.security.patient import Patient, check_error, resident
 
 CHAT = "/v1/chat/completions"
@@ -79,7 +80,7 @@ async def test_sec_33_and_75_names_of_models_are_names_only(patient: Patient) ->
         "%2e%2e/x",
         "x" * 5000,
     ):
-        for path in posts():
+        for path in asking():
             status, body = await patient.post(path, GOOD[path] | {"model": name})
             assert (status, json.loads(body)["error"]["code"]) == (404, "model_not_found"), body
             assert len(body) < 1500
@@ -220,6 +221,43 @@ async def test_sec_52_no_multipart_and_no_ranges(patient: Patient) -> None:
         assert (status, check_error(body)["code"]) == (415, "unsupported_media_type")
     ranges = "bytes=" + ",".join(f"{number}-{number}" for number in range(1000))
     assert split(await patient.raw(head("/v1/models", f"Range: {ranges}", method="GET")))[0] == 200
+
+
+def form(*parts: tuple[str, bytes], boundary: str = "x") -> bytes:
+    """A multipart body; a part is (headers, content)."""
+    pieces = [b"--%s\r\n%s\r\n\r\n%s\r\n" % (boundary.encode(), top.encode(), content) for top, content in parts]
+    return b"".join(pieces) + b"--%s--\r\n" % boundary.encode()
+
+
+FILE, PURPOSE = 'Content-Disposition: form-data; name="file"; filename="a"', 'Content-Disposition: form-data; name="purpose"'
+BAD_FORMS: dict[str, tuple[str, bytes]] = {
+    "boundary of dashes": ("-" * 70, b"-" * 500_000),
+    "long boundary": ("x" * 9000, b"--" + b"x" * 500_000),
+    "only dashes": ("x", b"\r\n--" * 100_000),
+    "a thousand parts": ("x", form(*[(PURPOSE, b"batch")] * 1000)),
+    "no names": ("x", form(("Content-Disposition: form-data", b"x"))),
+    "twice": ("x", form((FILE, b"x"), (FILE, b"y"))),
+    "endless header": ("x", b"--x\r\nX: " + b"a" * 3_000_000),
+    "many headers": ("x", b"--x\r\n" + b"X: a\r\n" * 300_000),
+    "odd header": ("x", form(("Content-Disposition: form-data; name*=utf-8''%ff; " + "a=b;" * 20_000, b"x"))),
+    "long value": ("x", form((PURPOSE, b"x" * 500_000))),
+    "no end": ("x", form((FILE, b"{}"))[:-8]),
+    "not begun": ("x", b""),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FORMS)
+async def test_sec_52_a_form_is_read_in_little_time_and_little_memory(patient: Patient, name: str) -> None:
+    """The one place where multipart is read."""
+    boundary, data = BAD_FORMS[name]
+    lines = (f"Content-Type: multipart/form-data; boundary={boundary}", f"Content-Length: {len(data)}")
+    began_at = time.perf_counter()
+    answering = asyncio.create_task(patient.raw(head("/v1/files", *lines) + data, 60))
+    await patient.canary()
+    status, _, body = split(await answering)
+    assert status in (400, 413, 415), body
+    check_error(body)
+    assert time.perf_counter() - began_at < 20
 
 
 async def test_sec_64_ids_of_callers_are_echoed_and_never_used(patient: Patient) -> None:
