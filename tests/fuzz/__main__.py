@@ -1,33 +1,47 @@
-"""Fuzzing guided by coverage: `python -m tests.fuzz TARGET --seconds N`, or every target in turn without a name.
+"""Fuzzing: `python -m tests.fuzz TARGET --seconds N`, or every target in turn, an hour in all, without a name.
 
-Needs atheris (`pip install "roadtrain[fuzz]"`). It knows the targets, and nothing of what they do.
+Functions are fuzzed by coverage, which needs atheris (`pip install "roadtrain[fuzz]"`); `live` sends spoilt requests to a
+system of its own. It knows the targets, and nothing of what they do.
 """
 
 import argparse
+import asyncio
+import random
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+HOUR_S = 3600
 MEMORY_MIB = 3072
 SLOWEST_S = 20
+LIVE = "live"
 # What a target's code may lie in; the rest is not watched for new paths.
 WATCHED = ["services", "shared"]
 
 
 def main() -> int:
-    """The exit code: 0 if nothing was found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("target", nargs="?", help="one of those that tests/fuzz/targets.py names; unset: all in turn")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for each target")
+    """The exit code: how many targets found something."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("target", nargs="?", help="`live`, or one that tests/fuzz/targets.py names; unset: all in turn")
+    parser.add_argument("--seconds", type=float, help="for each target (default: an hour's even share)")
     parser.add_argument("--corpus", type=Path, help="a folder that keeps what was interesting, for the next time")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of `live`")
     options = parser.parse_args()
+    every = [*names(), LIVE]
+    seconds = options.seconds or HOUR_S / len(every)
+    if options.target == LIVE:
+        print(f"seed {options.seed}", flush=True)
+        from tests.fuzz.live import run
+
+        print(f"{asyncio.run(run(seconds, options.seed))} spoilt requests; the patient is well")
+        return 0
     if options.target is not None:
-        return fuzz(options.target, options.seconds, options.corpus)
+        return fuzz(options.target, seconds, options.corpus)
     failed = []
-    for name in names():
+    for name in every:
         print(f"== {name}", flush=True)
-        command = [sys.executable, "-m", "tests.fuzz", name, "--seconds", str(options.seconds)]
+        command = [sys.executable, "-m", "tests.fuzz", name, "--seconds", str(seconds)]
         command += ["--corpus", str(options.corpus)] if options.corpus else []
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
