@@ -95,6 +95,37 @@ def text_seeds() -> list[bytes]:
     return [text.encode() for text in texts]
 
 
+def said_seeds() -> list[bytes]:
+    """How models call tools and think aloud."""
+    call = '{"name": "f", "arguments": {"a": [1, "x"]}}'
+    said = [
+        "<think>hm</think>yes",
+        f"<tool_call>\n{call}\n</tool_call>",
+        f"[TOOL_CALLS][{call}]",
+        "[TOOL_CALLS]f[ARGS]{}",
+        f"<|python_tag|>{call}",
+        call.replace("arguments", "parameters"),
+        "[f(a=1, b='x'), g()]",
+        "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    ]
+    return [text.encode() for text in said]
+
+
+def form_seeds() -> list[bytes]:
+    """A form and its boundary."""
+    top = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    file = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n{}\r\n--x--\r\n'
+    return [b"x\n" + top + file, b"x\n" + file, b"--\n" + top, b"x\n" + top * 20]
+
+
+def batch_seeds() -> list[bytes]:
+    """Lines of a batch."""
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"model": "default", "prompt": "x"}}
+    text = json.dumps(line).encode()
+    return [text, text + b"\n" + text, b"\n\n", b"", text.replace(b"POST", b"GET"), b"{" * 3000]
+
+
 @cache
 def gguf_seeds() -> list[bytes]:
     """A small model's file."""

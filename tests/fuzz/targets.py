@@ -4,6 +4,7 @@ A target returns, or raises what it found: any exception but the one that tells 
 It knows nothing of who makes the bytes.
 """
 
+import asyncio
 import contextlib
 import tempfile
 from collections.abc import Callable, Mapping
@@ -16,8 +17,12 @@ from google.protobuf.message import DecodeError, Message
 
 from services.router import position
 from services.router.accept import Caller, chat_request, completion_requests, proto_request
+from services.router.batch.lines import body_of, check
+from services.router.batch.upload import read_form
 from services.router.delivery import _link
 from services.router.parse import parse_object
+from services.router.parsers import REASONING, TOOLS
+from services.router.parsers.pieces import Parser, Piece
 from services.router.schema import ChatBody, CompletionBody, read
 from services.router.sequencer import Held, ProtocolError, Sequencer
 from services.tokenizer.detokenize import Detokenizer, TextStream
@@ -27,7 +32,7 @@ from services.worker.assignment import accept
 from services.worker.engine.step import RunnerLimits
 from services.worker.models import spec_of
 from services.worker.weights import open_checkpoint
-from shared.errors import InvalidRequest, StartupError
+from shared.errors import InvalidRequest, RoadtrainError, StartupError
 from shared.gguf import read_gguf
 from shared.pb import delivery_pb2, router_pb2, tokenizer_pb2, types_pb2
 from shared.queue.payload import BadPayload, seal
@@ -197,6 +202,51 @@ def _folder(file: str, read_folder: Callable[[Path], object], data: bytes) -> No
             read_folder(folder)
 
 
+def parsers(data: bytes) -> None:
+    """What a model says becomes the same pieces, however it comes."""
+    said = data.decode("utf-8", "replace")[:600]
+    reading = types_pb2.Reading(reasoning_open=len(data) % 2 == 1)
+    for name, make in (*REASONING.items(), *TOOLS.items()):
+        if len({_pieces(make(reading), said, size) for size in (1, 3, 10_000)}) != 1:
+            raise AssertionError(f"what {name} reads depends on how it came")
+
+
+def _pieces(parser: Parser, said: str, size: int) -> tuple[Piece, ...]:
+    """All that it makes of a text in chunks of this size, neighbours of one kind put together."""
+    given = [piece for at in range(0, len(said), size) for piece in parser.feed(said[at : at + size])] + parser.finish()
+    joined: list[Piece] = []
+    for kind, text in given:
+        if joined and joined[-1][0] == kind and kind != "call":
+            joined[-1] = (kind, joined[-1][1] + text)
+        elif text or kind == "call":
+            joined.append((kind, text))
+    return tuple(joined)
+
+
+def form(data: bytes) -> None:
+    """A multipart form, its boundary first, in pieces."""
+    boundary, _, body = data.partition(b"\n")
+    pieces = [body[at : at + 50] for at in range(0, len(body), 50)]
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": pieces.pop(0) if pieces else b"", "more_body": bool(pieces)}
+
+    with tempfile.TemporaryDirectory(dir=seeds.scratch()) as name, contextlib.suppress(RoadtrainError):
+        asyncio.run(read_form(receive, b"multipart/form-data; boundary=" + boundary, Path(name) / "form", 3000))
+
+
+def batch_lines(data: bytes) -> None:
+    """A batch's input."""
+    with tempfile.NamedTemporaryFile(dir=seeds.scratch()) as file:
+        file.write(data)
+        file.flush()
+        lines, faults = check(Path(file.name), "/v1/completions", 2000)
+        if not lines and not faults:
+            raise AssertionError("no line, and nothing wrong with that")
+        for line in lines:
+            body_of(Path(file.name), line)
+
+
 def event_id(data: bytes) -> None:
     """Ids of events and of requests, as clients send them back."""
     written = data.decode("utf-8", "replace")
@@ -223,5 +273,8 @@ def targets() -> Mapping[str, Target]:
         "safetensors": Target(safetensors, seeds.safetensors_seeds),
         "config": Target(partial(_folder, "config.json", lambda folder: spec_of(open_checkpoint(folder))), seeds.config_seeds),
         "tokenizer": Target(partial(_folder, "tokenizer_config.json", read_hf_source), seeds.config_seeds),
+        "parsers": Target(parsers, seeds.said_seeds),
+        "form": Target(form, seeds.form_seeds),
+        "batch_lines": Target(batch_lines, seeds.batch_seeds),
         "event_id": Target(event_id, lambda: [f"{RID}:1.2:0123abcd".encode()]),
     }

@@ -57,7 +57,7 @@ written = st.builds(
 bodies = scraps | scraps.map(lambda data: b'{"x":' + data + b"}") | written | written.map(lambda data: b'{"x":' + data + b"}")
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(bodies)
 @example(b'{"a":1,"\\u0061":2}')
 @example(b'{"a\\\\":1,"a\\\\\\"":{"b":[{}]}}')

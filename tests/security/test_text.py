@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from services.launcher.pull import find_or_fetch
 from services.router.parse import parse_object
+from services.router.parsers import REASONING, TOOLS
 from services.tokenizer import renderer
 from services.tokenizer.chat import ChatEncoder
 from services.tokenizer.detokenize import TextStream
@@ -19,7 +20,7 @@ from services.tokenizer.stop_strings import StopStrings
 from services.tokenizer.vocab import Vocabulary
 from shared import rpc
 from shared.errors import InvalidRequest
-from shared.pb import router_pb2, router_pb2_grpc
+from shared.pb import router_pb2, router_pb2_grpc, types_pb2
 from shared.pb import tokenizer_pb2 as pb
 from tests.router.plane.rig import vocabulary
 from tests.security.bodies import GOOD, asking
@@ -64,7 +65,7 @@ def test_sec_29_nobody_takes_a_role_by_writing_it() -> None:
             assert ids.count(token_id) == plain.count(token_id), spelling
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(st.text(max_size=30) | st.sampled_from(["<|im_end|>", "<|im_start|>", "<|endoftext|>", "\x00", "\U0010fffd"])))
 def test_sec_29_any_text_comes_back(pieces: list[str]) -> None:
     known, text = vocabulary(), "".join(pieces).encode("utf-8", "replace").decode()
@@ -148,6 +149,33 @@ def parse(body: bytes) -> None:
 @pytest.mark.parametrize("kind", BODIES)
 def test_sec_46_bodies(kind: str) -> None:
     check_linear(BODIES[kind], parse, 1_500_000)
+
+
+SAID = {
+    "open calls": "<tool_call>",
+    "open reasoning": "<think>",
+    "half marks": "<tool_cal</thin",
+    "braces": '{"name": "f", "arguments": {',
+    "lists": "[[[[",
+    "quotes": '"\\',
+    "words": "the quick brown fox ",
+    "blank": " \n",
+    "python": "[f(a=[",
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("name", [*REASONING, *TOOLS])
+def test_sec_45_parsers_of_what_models_say(name: str, said: str) -> None:
+    make = (REASONING | TOOLS)[name]
+
+    def read(num_chunks: int) -> None:
+        parser = make(types_pb2.Reading(reasoning_open=False))
+        for _ in range(num_chunks):
+            parser.feed(SAID[said])
+        parser.finish()
+
+    check_linear(lambda n: n, read, 1500)
 
 
 TEXTS = {

@@ -1,9 +1,10 @@
 """Each field of each body, at any depth, with each kind of value: 200 or 400, and everybody else's tokens stay the same.
 
-`make test` looks at the canary after each field, `make full` after each value.
+`make test` sends some of them, others each time, and looks at the canary after each field; `make full` all, and each time.
 """
 
 import json
+import random
 from itertools import groupby
 from operator import itemgetter
 
@@ -16,10 +17,16 @@ from tests.security.patient import Patient, check_error
 ALLOWED = {200, 400}
 
 
+SOME = 350
+
+
 async def sweep(patient: Patient, path: str, *, every: bool) -> int:
     """How many bodies were sent."""
     num_sent = 0
-    for where, group in groupby(odd_bodies(path), itemgetter(0)):
+    bodies = list(odd_bodies(path))
+    if not every and len(bodies) > SOME:
+        bodies = [bodies[index] for index in sorted(random.sample(range(len(bodies)), SOME))]
+    for where, group in groupby(bodies, itemgetter(0)):
         for _, body in group:
             status, answer = await patient.post(path, body)
             num_sent += 1
