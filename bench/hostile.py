@@ -6,16 +6,17 @@ of the server but its URL.
 
 import argparse
 import asyncio
-import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from urllib.parse import urlsplit
 
 import uvloop
 
 from bench import workload
-from bench.load import Window, closed
-from bench.measures import Summary, percentile, summarize
+from bench.load import Run, Window, closed
+from bench.measures import percentile, ttft_ms
 from bench.serve import model_of
 from bench.wire import Target, exchange
 
@@ -69,34 +70,56 @@ async def attack(target: Target, requests: Sequence[bytes], per_second: float, s
         await asyncio.sleep(max(0.0, 1 / per_second - (time.perf_counter() - began_at)))
 
 
-async def phase(target: Target, options: argparse.Namespace, seed: int, requests: Sequence[bytes]) -> tuple[Summary, list[int]]:
+@dataclass(slots=True)
+class Phases:
+    """Latencies of all phases of one kind, in ms."""
+
+    itl: list[float] = field(default_factory=list)
+    ttft: list[float] = field(default_factory=list)
+    e2el: list[float] = field(default_factory=list)
+    num_errors: int = 0
+
+    def add(self, run: Run) -> None:
+        """What began inside the window."""
+        began = [each for each in run.answers if run.start <= each.started_at < run.end]
+        good = [each for each in began if not each.error and each.token_at]
+        self.num_errors += len(began) - len(good)
+        self.ttft += [ttft_ms(each) for each in good]
+        self.e2el += [1000 * (each.ended_at - each.started_at) for each in good]
+        self.itl += [1000 * (after - before) for each in good for before, after in pairwise(each.token_at)]
+
+
+async def phase(target: Target, options: argparse.Namespace, seed: int, requests: Sequence[bytes], into: Phases) -> list[int]:
     """The clients for a while; what the attacker was answered."""
     statuses: list[int] = []
     attacking = asyncio.create_task(attack(target, requests, options.per_second, statuses)) if requests else None
-    asks = workload.mixed(seed, (16, 64), (32, 64))
-    run = await closed(target, asks, options.clients, Window(options.warmup, options.seconds), None)
+    asks = workload.mixed(seed, (16, 64), (32, 32))
+    into.add(await closed(target, asks, options.clients, Window(options.warmup, options.seconds), None))
     if attacking is not None:
         attacking.cancel()
         await asyncio.gather(attacking, return_exceptions=True)
-    return summarize(run.answers, run.start, run.end), statuses
+    return statuses
 
 
 async def compare(target: Target, options: argparse.Namespace, name: str, requests: Sequence[bytes]) -> None:
-    """Rounds of both, and the ratios of their 99th percentiles."""
-    alone: list[Summary] = []
-    attacked: list[Summary] = []
+    """Rounds of both, first one then the other first, every phase with prompts of its own; percentiles over all of them."""
+    alone, attacked = Phases(), Phases()
     answers: list[int] = []
     for number in range(options.rounds):
-        alone.append((await phase(target, options, options.seed + number, ()))[0])
-        summary, statuses = await phase(target, options, options.seed + number, requests)
-        attacked.append(summary)
-        answers += statuses
-    cells = []
-    for spread in ("itl", "ttft", "e2el"):
-        before, after = (statistics.median(getattr(each, spread).p99 for each in rounds) for rounds in (alone, attacked))
-        cells.append(f"{before:7.1f} {after:7.1f} {after / before - 1:+6.1%}")
-    errors = sum(each.num_errors for each in (*alone, *attacked))
-    print(f"{name:<15} {len(answers):5} {statistics.mode(answers):6}  {'  '.join(cells)}  {errors:6}", flush=True)
+        order = [((), alone), (requests, attacked)]
+        for turn, (sent, into) in enumerate(order[:: 1 - 2 * (number % 2)]):
+            answers += await phase(target, options, options.seed + 10 * number + turn, sent, into)
+    print(
+        f"\n{name}: {len(answers)} sent, answered {sorted(set(answers))}; {options.clients} clients, {len(alone.e2el)} requests"
+    )
+    print(f"{'ms':<6} {'p50 alone':>10} {'attacked':>10} {'':>7} {'p99 alone':>10} {'attacked':>10}")
+    for kind in ("itl", "ttft", "e2el"):
+        cells = []
+        for share in (0.5, 0.99):
+            before, after = (percentile(getattr(each, kind), share) for each in (alone, attacked))
+            cells.append(f"{before:10.1f} {after:10.1f} {after / before - 1:+7.1%}")
+        print(f"{kind.upper():<6} {' '.join(cells)}")
+    print(f"errors {alone.num_errors + attacked.num_errors}", flush=True)
 
 
 async def refusals(target: Target, options: argparse.Namespace) -> None:
@@ -130,14 +153,13 @@ async def refusals(target: Target, options: argparse.Namespace) -> None:
 async def measure(options: argparse.Namespace) -> None:
     """Refusals on a quiet server, then clients with and without an attacker."""
     target = Target("server", options.url, model_of(options.url))
-    await refusals(target, options)
+    if options.refusals:
+        await refusals(target, options)
     every = bodies(target.model)
-    chosen = options.bodies.split(",") if options.bodies else ["all in turns"]
-    print(f"\n{options.clients} clients; p99 in ms alone, attacked {options.per_second:g} times a second, and the change")
-    print(f"{'hostile':<15} {'sent':>5} {'answer':>6}  {'ITL':^23}  {'TTFT':^23}  {'E2EL':^23}  errors")
-    for name in chosen:
-        requests = [as_request(target, body) for kind, body in every.items() if name in (kind, "all in turns")]
-        await compare(target, options, name, requests)
+    for name in options.bodies.split(",") if options.bodies else ["all in turns"]:
+        await compare(
+            target, options, name, [as_request(target, body) for kind, body in every.items() if name in (kind, "all in turns")]
+        )
 
 
 def main() -> None:
@@ -151,7 +173,7 @@ def main() -> None:
     add("--seconds", type=float, default=10.0, help="of each phase (default %(default)s)")
     add("--warmup", type=float, default=2.0, help="seconds before that (default %(default)s)")
     add("--rounds", type=int, default=3, help="(default %(default)s)")
-    add("--refusals", type=int, default=300, help="of each kind (default %(default)s)")
+    add("--refusals", type=int, default=300, help="of each kind; 0: none (default %(default)s)")
     add("--seed", type=int, default=1, help="of prompts and lengths (default %(default)s)")
     uvloop.run(measure(made.parse_args()))
 

@@ -48,9 +48,8 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes:
 
     Raises TooLarge beyond max_bytes, RequestTimeout if it takes longer than BODY_TIMEOUT_S, ClientGone.
     """
-    announced = headers.get(b"content-length", b"0")
-    num_announced = int(announced) if announced.isdigit() and len(announced) <= 18 else DISCARD_BYTES + 1
     too_large = TooLarge(f"The body is larger than {max_bytes} bytes, the most this server accepts.")
+    num_announced = announced(headers)
     if num_announced > DISCARD_BYTES or (num_announced > max_bytes and b"expect" in headers):
         raise too_large
     body = bytearray()
@@ -63,7 +62,6 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes:
                 body += message.get("body", b"")
                 if len(body) > max_bytes:
                     body.clear()
-                    await discard(receive)
                     raise too_large
                 if not message.get("more_body", False):
                     return bytes(body)
@@ -71,15 +69,24 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes:
         raise RequestTimeout(f"The body did not arrive within {BODY_TIMEOUT_S:.0f} seconds.") from None
 
 
-async def discard(receive: Receive) -> None:
-    """Reads on for a while: closing on data not yet read would reset the connection before the client saw the answer."""
+def announced(headers: Mapping[bytes, bytes]) -> int:
+    """How long the body will be, 0 if that is not said; more than DISCARD_BYTES for what is no number."""
+    said = headers.get(b"content-length", b"0")
+    return int(said) if said.isdigit() and len(said) <= 18 else DISCARD_BYTES + 1
+
+
+async def discard(receive: Receive, headers: Mapping[bytes, bytes]) -> None:
+    """Reads on for a while: closing on data not yet read would reset the connection before the client saw the answer.
+
+    Not where the client announced too much of it, or waits for a word before it sends any.
+    """
+    if b"expect" in headers or announced(headers) > DISCARD_BYTES:
+        return
     num_left = DISCARD_BYTES
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DISCARD_S):
             while num_left > 0:
                 message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
                 num_left -= len(message.get("body", b""))
                 if not message.get("more_body", False):
                     return

@@ -28,7 +28,7 @@ from shared.errors import InvalidRequest, StartupError
 from shared.gguf import read_gguf
 
 # A text of so many characters for each token that it may have is worth a look before all of it is encoded.
-LIKELY_CHARS = 8
+LIKELY_CHARS, LEAST_CHARS = 8, 2
 SURE, SURE_MARGIN = 1.25, 128
 
 _CONTROL_SHAPE = re.compile(r"<\|.*\|>", re.DOTALL)
@@ -63,8 +63,10 @@ class Vocabulary:
         Encoding costs a second per megabyte. A beginning with a quarter more tokens than the whole may have says enough:
         where a text is cut changes the tokens next to the cut alone.
         """
-        num_chars = LIKELY_CHARS * max_tokens
-        while 0 < num_chars < len(text):
+        if len(text) <= LIKELY_CHARS * max_tokens or not max_tokens:
+            return
+        num_chars = LEAST_CHARS * max_tokens
+        while num_chars < len(text):
             num_tokens = len(self.encode(text[:num_chars], add_special_tokens=False))
             if num_tokens > SURE * max_tokens + SURE_MARGIN:
                 raise InvalidRequest(
@@ -73,7 +75,7 @@ class Vocabulary:
                     param="prompt",
                     code="context_length_exceeded",
                 )
-            num_chars *= 2
+            num_chars *= 4
 
 
 def load(path: Path) -> Vocabulary:

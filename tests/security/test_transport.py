@@ -13,7 +13,7 @@ import pytest
 
 from services.router.app import ADMIN_ENDPOINTS, ENDPOINTS
 from shared import rpc
-from shared.pb import router_pb2, router_pb2_grpc
+from shared.pb import router_pb2, router_pb2_grpc, types_pb2
 from tests.security.bodies import GOOD, asking, posts
 from tests.security.patient import Patient, check_error, resident
 
@@ -277,7 +277,9 @@ async def test_sec_64_ids_of_callers_are_echoed_and_never_used(patient: Patient)
 async def test_sec_64_a_cancel_takes_one_whole_id(patient: Patient) -> None:
     async with rpc.connect(patient.stack.grpc_address) as channel:
         stub = router_pb2_grpc.RouterStub(channel)
-        running = stub.Complete(router_pb2.CompleteRequest(model="default", text="x"))
+        # So many tokens that it waits for its reader.
+        many = router_pb2.Options(sampling=types_pb2.Sampling(n=128))
+        running = stub.Complete(router_pb2.CompleteRequest(model="default", text="x", options=many))
         rid = (await running.read()).begun.rid
         for other in (rid[:8], rid[:-1], rid + "0", rid.upper() + " ", "*", "%", rid[:2] + "*"):
             call: Any = stub.Cancel(router_pb2.CancelRequest(rid=other))
