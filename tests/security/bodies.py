@@ -3,6 +3,7 @@
 It knows msgspec's description of types, and nothing of what is answered.
 """
 
+import copy
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -23,12 +24,39 @@ DEEPEST = 5
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "default", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
     "/v1/completions": {"model": "default", "prompt": "hi", "max_tokens": 1},
+    "/v1/responses": {"model": "default", "input": "hi", "max_output_tokens": 1},
     "/v1/batches": {"input_file_id": "file-none", "endpoint": "/v1/completions", "completion_window": "24h"},
 }
+# Members whose types say little: each value in them is replaced, one at a time.
+ITEMS: list[dict[str, Any]] = [
+    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x"}]},
+    {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c", "output": "x"},
+    {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "x"}]},
+]
+PARAMETERS = {"type": "object", "properties": {"a": {"type": "string", "pattern": "a+"}}, "required": ["a"]}
+TOOL = {"type": "function", "function": {"name": "f", "description": "x", "parameters": PARAMETERS, "strict": True}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": PARAMETERS, "strict": True}}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+RICH: dict[str, list[dict[str, Any]]] = {
+    "/v1/responses": [
+        {"input": ITEMS},
+        {"tools": [TOOL["function"] | {"type": "function"}], "text": {"format": {"type": "text"}}},
+    ],
+    "/v1/chat/completions": [
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"response_format": SCHEMA},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}, {"role": "assistant", "tool_calls": [CALL]}]},
+    ],
+}
 # Those that read no JSON, and why.
-NO_BODY = {"/v1/files": "a multipart form: test_transport.py", "/v1/batches/{batch_id}/cancel": "nothing is read"}
+NO_BODY = {
+    "/v1/files": "a multipart form: test_transport.py",
+    "/v1/batches/{batch_id}/cancel": "nothing is read",
+    "/v1/responses/{response_id}/cancel": "nothing is read",
+}
 # What names something that is not there: 404.
-NAMES = {"model", "input_file_id"}
+NAMES = {"model", "input_file_id", "previous_response_id"}
 
 
 def posts() -> list[str]:
@@ -63,6 +91,19 @@ def odd_bodies(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for field in inspect.type_info(each).fields:  # type: ignore[union-attr]
             for where, value in _odd(field.type, DEEPEST):
                 yield f"{field.encode_name}{where}", good | {field.encode_name: value}
+    for rich in RICH.get(path, []):
+        for where, members in _replaced(rich):
+            yield where, good | members
+
+
+def _replaced(value: Any) -> Iterator[tuple[str, Any]]:
+    """(where, copy of `value` with one value in it replaced)."""
+    places = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for place, inner in places:
+        for where, new in [*(("", odd) for odd in ODD), *_replaced(inner)]:
+            copied = copy.copy(value)
+            copied[place] = new
+            yield f".{place}{where}", copied
 
 
 def _odd(kind: inspect.Type, depth: int) -> Iterator[tuple[str, Any]]:
