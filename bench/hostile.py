@@ -74,19 +74,26 @@ async def attack(target: Target, requests: Sequence[bytes], per_second: float, s
 class Phases:
     """Latencies of all phases of one kind, in ms."""
 
+    name: str
     itl: list[float] = field(default_factory=list)
     ttft: list[float] = field(default_factory=list)
     e2el: list[float] = field(default_factory=list)
     num_errors: int = 0
 
     def add(self, run: Run) -> None:
-        """What began inside the window."""
+        """What began inside the window; prints its 99th percentiles, for these say how unquiet the machine was."""
         began = [each for each in run.answers if run.start <= each.started_at < run.end]
         good = [each for each in began if not each.error and each.token_at]
         self.num_errors += len(began) - len(good)
-        self.ttft += [ttft_ms(each) for each in good]
-        self.e2el += [1000 * (each.ended_at - each.started_at) for each in good]
-        self.itl += [1000 * (after - before) for each in good for before, after in pairwise(each.token_at)]
+        found = {
+            "itl": [1000 * (after - before) for each in good for before, after in pairwise(each.token_at)],
+            "ttft": [ttft_ms(each) for each in good],
+            "e2el": [1000 * (each.ended_at - each.started_at) for each in good],
+        }
+        for kind, values in found.items():
+            getattr(self, kind).extend(values)
+        shown = ", ".join(f"{kind.upper()} {percentile(values, 0.99):.1f}" for kind, values in found.items())
+        print(f"  {self.name:<9} p99 ms: {shown}; {len(good)} requests", flush=True)
 
 
 async def phase(target: Target, options: argparse.Namespace, seed: int, requests: Sequence[bytes], into: Phases) -> list[int]:
@@ -103,7 +110,7 @@ async def phase(target: Target, options: argparse.Namespace, seed: int, requests
 
 async def compare(target: Target, options: argparse.Namespace, name: str, requests: Sequence[bytes]) -> None:
     """Rounds of both, first one then the other first, every phase with prompts of its own; percentiles over all of them."""
-    alone, attacked = Phases(), Phases()
+    alone, attacked = Phases("alone"), Phases("attacked")
     answers: list[int] = []
     for number in range(options.rounds):
         order = [((), alone), (requests, attacked)]

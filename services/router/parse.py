@@ -23,7 +23,7 @@ MAX_DEPTH = 64
 MAX_MEMBERS = MAX_CONTAINERS = 2**15
 MAX_STRINGS = 2**16
 # Each costs a call; only biases and sampling values are fractions.
-MAX_FRACTIONS = 2**13
+MAX_FRACTIONS = 2**12
 BODY_TIMEOUT_S = 60.0
 DISCARD_BYTES = 16 * 2**20
 DISCARD_S = 2.0

@@ -28,7 +28,7 @@ from services.router.sequencer import Held, ProtocolError, Sequencer
 from services.tokenizer.detokenize import Detokenizer, TextStream
 from services.tokenizer.gguf_source import read_gguf_source
 from services.tokenizer.hf_source import read_hf_source
-from services.worker.assignment import accept
+from services.worker.assignment import assignment_of
 from services.worker.engine.step import RunnerLimits
 from services.worker.models import spec_of
 from services.worker.weights import open_checkpoint
@@ -90,7 +90,7 @@ def payload(data: bytes) -> None:
     for sealed in (data, seal(message_of(types_pb2.Payload, data), RID, [KEY])):
         claim = Claim(RID, 1, "r", 1, sealed, None, 5, 0.0, "t", 1, 0, 0, False)
         with contextlib.suppress(BadPayload):
-            accepted = accept(claim, [KEY], LIMITS, 0.0)
+            accepted = assignment_of(claim, [KEY], LIMITS, 0.0)
             if accepted.outbound.failure is None:
                 accepted.outbound.work.params.validate(vocab_size=LIMITS.vocab_size)
 

@@ -83,7 +83,7 @@ TOO_MUCH = {
     "objects": b'{"x":[' + b"{}," * 2**15 + b"1]}",
     "members": b"{" + b",".join(b'"%d":1' % number for number in range(2**15 + 1)) + b"}",
     "strings": b'{"x":[' + b'"",' * 2**16 + b'""]}',
-    "fractions": b'{"x":[' + b"1.5," * 2**13 + b"1.5]}",
+    "fractions": b'{"x":[' + b"1.5," * 2**12 + b"1.5]}",
     "mixed": b'{"x":[' + b"1," * 2**15 + b"[]]}",
 }
 
