@@ -6,6 +6,7 @@ of the server but its URL.
 
 import argparse
 import asyncio
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from bench.serve import model_of
 from bench.wire import Target, exchange
 
 MB = 10**6
+SHARES = (0.5, 0.99)
 
 
 def bodies(model: str, size: int = MB) -> dict[str, bytes]:
@@ -72,27 +74,28 @@ async def attack(target: Target, requests: Sequence[bytes], per_second: float, s
 
 @dataclass(slots=True)
 class Phases:
-    """Latencies of all phases of one kind, in ms."""
+    """Percentiles of each phase of one kind, in ms, by latency and share. They are not pooled: a machine is unquiet in turns."""
 
     name: str
-    itl: list[float] = field(default_factory=list)
-    ttft: list[float] = field(default_factory=list)
-    e2el: list[float] = field(default_factory=list)
+    found: dict[tuple[str, float], list[float]] = field(default_factory=dict)
+    num_requests: int = 0
     num_errors: int = 0
 
     def add(self, run: Run) -> None:
-        """What began inside the window; prints its 99th percentiles, for these say how unquiet the machine was."""
+        """What began inside the window."""
         began = [each for each in run.answers if run.start <= each.started_at < run.end]
         good = [each for each in began if not each.error and each.token_at]
+        self.num_requests += len(good)
         self.num_errors += len(began) - len(good)
-        found = {
-            "itl": [1000 * (after - before) for each in good for before, after in pairwise(each.token_at)],
-            "ttft": [ttft_ms(each) for each in good],
-            "e2el": [1000 * (each.ended_at - each.started_at) for each in good],
+        latencies = {
+            "ITL": [1000 * (after - before) for each in good for before, after in pairwise(each.token_at)],
+            "TTFT": [ttft_ms(each) for each in good],
+            "E2EL": [1000 * (each.ended_at - each.started_at) for each in good],
         }
-        for kind, values in found.items():
-            getattr(self, kind).extend(values)
-        shown = ", ".join(f"{kind.upper()} {percentile(values, 0.99):.1f}" for kind, values in found.items())
+        for kind, values in latencies.items():
+            for share in SHARES:
+                self.found.setdefault((kind, share), []).append(percentile(values, share))
+        shown = ", ".join(f"{kind} {self.found[kind, 0.99][-1]:.1f}" for kind in latencies)
         print(f"  {self.name:<9} p99 ms: {shown}; {len(good)} requests", flush=True)
 
 
@@ -109,23 +112,25 @@ async def phase(target: Target, options: argparse.Namespace, seed: int, requests
 
 
 async def compare(target: Target, options: argparse.Namespace, name: str, requests: Sequence[bytes]) -> None:
-    """Rounds of both, first one then the other first, every phase with prompts of its own; percentiles over all of them."""
+    """Rounds of both, first one then the other first, every phase with prompts of its own; medians over the phases."""
     alone, attacked = Phases("alone"), Phases("attacked")
     answers: list[int] = []
     for number in range(options.rounds):
         order = [((), alone), (requests, attacked)]
         for turn, (sent, into) in enumerate(order[:: 1 - 2 * (number % 2)]):
-            answers += await phase(target, options, options.seed + 10 * number + turn, sent, into)
+            # The attacker goes on in its list where the last phase ended.
+            rotated = [*sent[len(answers) % max(1, len(sent)) :], *sent[: len(answers) % max(1, len(sent))]]
+            answers += await phase(target, options, options.seed + 10 * number + turn, rotated, into)
+    print(f"\n{name}: {len(answers)} sent, answered {sorted(set(answers))}; {options.clients} clients")
     print(
-        f"\n{name}: {len(answers)} sent, answered {sorted(set(answers))}; {options.clients} clients, {len(alone.e2el)} requests"
+        f"{'ms':<6} {'p50 alone':>10} {'attacked':>10} {'':>7} {'p99 alone':>10} {'attacked':>10}   (medians of {options.rounds})"
     )
-    print(f"{'ms':<6} {'p50 alone':>10} {'attacked':>10} {'':>7} {'p99 alone':>10} {'attacked':>10}")
-    for kind in ("itl", "ttft", "e2el"):
+    for kind in ("ITL", "TTFT", "E2EL"):
         cells = []
-        for share in (0.5, 0.99):
-            before, after = (percentile(getattr(each, kind), share) for each in (alone, attacked))
+        for share in SHARES:
+            before, after = (statistics.median(each.found[kind, share]) for each in (alone, attacked))
             cells.append(f"{before:10.1f} {after:10.1f} {after / before - 1:+7.1%}")
-        print(f"{kind.upper():<6} {' '.join(cells)}")
+        print(f"{kind:<6} {' '.join(cells)}")
     print(f"errors {alone.num_errors + attacked.num_errors}", flush=True)
 
 
@@ -177,9 +182,9 @@ def main() -> None:
     add("--clients", type=int, default=8, help="(default %(default)s)")
     add("--per-second", type=float, default=1.0, help="hostile bodies (default %(default)s)")
     add("--bodies", default="", help="kinds of hostile bodies, comma-separated, each for itself; unset: all in turns")
-    add("--seconds", type=float, default=10.0, help="of each phase (default %(default)s)")
-    add("--warmup", type=float, default=2.0, help="seconds before that (default %(default)s)")
-    add("--rounds", type=int, default=3, help="(default %(default)s)")
+    add("--seconds", type=float, default=5.0, help="of each phase (default %(default)s)")
+    add("--warmup", type=float, default=1.0, help="seconds before that (default %(default)s)")
+    add("--rounds", type=int, default=9, help="(default %(default)s)")
     add("--refusals", type=int, default=300, help="of each kind; 0: none (default %(default)s)")
     add("--seed", type=int, default=1, help="of prompts and lengths (default %(default)s)")
     uvloop.run(measure(made.parse_args()))
