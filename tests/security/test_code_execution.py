@@ -1,6 +1,7 @@
 """SEC-01 to 11, 53, 74, 77: nothing that comes from outside is ever run, and nothing is fetched for a caller."""
 
 import ast
+import contextlib
 import re
 import shutil
 import socket
@@ -63,8 +64,10 @@ async def test_sec_01_a_pickle_sent_everywhere_runs_nothing(patient: Patient, tm
     for door in doors:
         with socket.socket(socket.AF_INET if isinstance(door, tuple) else socket.AF_UNIX) as peer:
             peer.connect(door)
-            peer.sendall(evil)
-            peer.sendall(b"\x80\x04" + evil)
+            # Some have hung up by then.
+            with contextlib.suppress(OSError):
+                peer.sendall(evil)
+                peer.sendall(b"\x80\x04" + evil)
     for path in ("/v1/completions", "/v1/chat/completions"):
         assert (await patient.post(path, evil))[0] == 400
     async with queue_door(patient.stack) as door:
