@@ -9,6 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
 from shared import rpc
 from shared.pb import types_pb2
 from tests import stack
@@ -74,7 +76,7 @@ async def _queued(door: QueueDoor, data: bytes) -> None:
     payload = types_pb2.Payload()
     try:
         payload.ParseFromString(data)
-    except ValueError:
+    except DecodeError:
         return
     owed = await door.put(types_pb2.Sampling(), [1], lambda made: made.CopyFrom(payload))
     async with asyncio.timeout(60):
