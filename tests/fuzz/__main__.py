@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-HOUR_S = 3600
+HOUR_S, MINUTE_S = 3600, 60
 MEMORY_MIB = 3072
 SLOWEST_S = 20
 LIVE = "live"
@@ -24,24 +24,22 @@ def main() -> int:
     """The exit code: how many targets found something."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("target", nargs="?", help="`live`, or one that tests/fuzz/targets.py names; unset: all in turn")
-    parser.add_argument("--seconds", type=float, help="for each target (default: an hour's even share)")
+    parser.add_argument("--seconds", type=float, help="for each target (default 60; of all in turn, an hour's even share)")
     parser.add_argument("--corpus", type=Path, help="a folder that keeps what was interesting, for the next time")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of `live`")
     options = parser.parse_args()
-    every = [*names(), LIVE]
-    seconds = options.seconds or HOUR_S / len(every)
     if options.target == LIVE:
         print(f"seed {options.seed}", flush=True)
         from tests.fuzz.live import run
 
-        print(f"{asyncio.run(run(seconds, options.seed))} spoilt requests; the patient is well")
+        print(f"{asyncio.run(run(options.seconds or MINUTE_S, options.seed))} spoilt requests; the patient is well")
         return 0
     if options.target is not None:
-        return fuzz(options.target, seconds, options.corpus)
-    failed = []
+        return fuzz(options.target, options.seconds or MINUTE_S, options.corpus)
+    every, failed = [*names(), LIVE], []
     for name in every:
         print(f"== {name}", flush=True)
-        command = [sys.executable, "-m", "tests.fuzz", name, "--seconds", str(seconds)]
+        command = [sys.executable, "-m", "tests.fuzz", name, "--seconds", str(options.seconds or HOUR_S / len(every))]
         command += ["--corpus", str(options.corpus)] if options.corpus else []
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
@@ -57,7 +55,10 @@ def names() -> list[str]:
 
 
 def fuzz(name: str, seconds: float, kept: Path | None) -> int:
-    """Never returns: libFuzzer ends the process, with the input that failed in a file named crash-..."""
+    """Never returns: libFuzzer ends the process, with the input that failed in a file named crash-...
+
+    Nothing of what is watched may have been imported before.
+    """
     import atheris
 
     with atheris.instrument_imports(include=WATCHED):
