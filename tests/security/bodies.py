@@ -25,6 +25,21 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "default", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
     "/v1/completions": {"model": "default", "prompt": "hi", "max_tokens": 1},
     "/v1/responses": {"model": "default", "input": "hi", "max_output_tokens": 1},
+    "/v1/messages": {"model": "default", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]},
+    "/v1/messages/count_tokens": {"model": "default", "messages": [{"role": "user", "content": "hi"}]},
+    "/v1/embeddings": {"model": "default", "input": "hi"},
+    "/v1/score": {"model": "default", "text_1": "a", "text_2": "b"},
+    "/v1/rerank": {"model": "default", "query": "a", "documents": ["b"]},
+    "/v2/rerank": {"model": "default", "query": "a", "documents": ["b"]},
+    "/tokenize": {"model": "default", "prompt": "hi"},
+    "/detokenize": {"model": "default", "tokens": [1, 2]},
+    "/api/chat": {"model": "default", "messages": [{"role": "user", "content": "hi"}], "options": {"num_predict": 1}},
+    "/api/generate": {"model": "default", "prompt": "hi", "options": {"num_predict": 1}},
+    "/api/embed": {"model": "default", "input": "hi"},
+    "/api/show": {"model": "default"},
+    "/": {"inputs": "hi", "parameters": {"max_new_tokens": 1}},
+    "/generate": {"inputs": "hi", "parameters": {"max_new_tokens": 1}},
+    "/generate_stream": {"inputs": "hi", "parameters": {"max_new_tokens": 1}},
     "/v1/batches": {"input_file_id": "file-none", "endpoint": "/v1/completions", "completion_window": "24h"},
 }
 # Members whose types say little: each value in them is replaced, one at a time.
@@ -56,7 +71,9 @@ NO_BODY = {
     "/v1/responses/{response_id}/cancel": "nothing is read",
 }
 # What names something that is not there: 404.
-NAMES = {"model", "input_file_id", "previous_response_id"}
+NAMES = {"model", "name", "input_file_id", "previous_response_id"}
+# What a module has of types that no caller sends.
+OWN = {"TextDelta", "ChoiceEnd"}
 
 
 def posts() -> list[str]:
@@ -65,16 +82,24 @@ def posts() -> list[str]:
 
 
 def asking() -> list[str]:
-    """Those of them that ask a model for something."""
-    return [path for path in posts() if "model" in GOOD[path]]
+    """Those of OpenAI's that ask a model for text."""
+    return [path for path in posts() if path in ("/v1/chat/completions", "/v1/completions", "/v1/responses")]
 
 
 def body_types(handle: Handle) -> list[type[msgspec.Struct]]:
-    """The types of bodies that an endpoint's module reads."""
-    found = vars(sys.modules[handle.__module__]).values()
-    return [
-        each for each in found if isinstance(each, type) and issubclass(each, msgspec.Struct) and each.__name__.endswith("Body")
-    ]
+    """The types of bodies that an endpoint reads: those in its module, or where the functions that it calls come from."""
+    own = vars(sys.modules[handle.__module__])
+    if found := _structs(own):
+        return found
+    homes = {
+        each.__module__ for each in own.values() if callable(each) and getattr(each, "__module__", "").startswith("services.")
+    }
+    return [each for home in sorted(homes) for each in _structs(vars(sys.modules[home])) if each.__name__.endswith("Body")]
+
+
+def _structs(names: dict[str, Any]) -> list[type[msgspec.Struct]]:
+    structs = [each for each in names.values() if isinstance(each, type) and issubclass(each, msgspec.Struct)]
+    return [each for each in structs if each is not msgspec.Struct and each.__name__ not in OWN]
 
 
 def odd_bodies(path: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -50,6 +50,21 @@ def check_error(body: bytes) -> dict[str, str | None]:
     return dict(error)
 
 
+def check_answer(path: str, body: bytes) -> str | None:
+    """An error in the shape of the path's dialect, which tells nothing about the server. `param`, where there is one."""
+    value = json.loads(body)
+    if path.startswith("/v1/messages"):
+        assert value["type"] == "error"
+        assert isinstance(value["error"]["type"] + value["error"]["message"], str)
+    elif path.startswith(("/api/", "/generate")) or path == "/":
+        assert isinstance(value["error"], str)
+    else:
+        return check_error(body)["param"] or ""
+    assert not TELLTALE.search(body.decode()), body
+    assert len(body) < 1500
+    return None
+
+
 @dataclass
 class Patient:
     """A stack, a client of its HTTP port, and how it was before anything was done to it."""
