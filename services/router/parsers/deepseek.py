@@ -4,9 +4,11 @@ It knows nothing of how objects are read.
 """
 
 import re
+from collections.abc import Sequence
 
 from services.router.parsers.arguments import Arguments, HeadedCall
 from services.router.parsers.calls import MarkedCalls, Marks
+from services.router.parsers.lark import CallableTool, calls, literal
 from shared.pb import types_pb2
 
 CALLS, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -26,3 +28,13 @@ _HEADS = (
 def parser(reading: types_pb2.Reading) -> MarkedCalls:
     """Reads one choice."""
     return MarkedCalls(_MARKS, lambda budget: HeadedCall(budget, _HEADS))
+
+
+def grammar(tools: Sequence[CallableTool], *, many: bool) -> str:
+    """See lark.calls."""
+
+    def spell(tool: CallableTool) -> str:
+        head, end = f"{CALL}function{SEPARATOR}{tool.name}\n```json\n", f"\n```{CALL_END}"
+        return f"{literal(head)} {tool.arguments} {literal(end)}"
+
+    return calls(tools, spell, many=many, between="\n", before=CALLS, after=CALLS_END)

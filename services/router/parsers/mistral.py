@@ -3,11 +3,14 @@
 It knows nothing of how objects are read.
 """
 
+import json
 import re
+from collections.abc import Sequence
 
 from services.router.parsers.arguments import Arguments, HeadedCall
 from services.router.parsers.call_object import CallObject
 from services.router.parsers.calls import MarkedCalls, Marks
+from services.router.parsers.lark import CallableTool, calls, literal
 from services.router.parsers.pieces import Budget, Piece, State
 from shared.pb import types_pb2
 
@@ -83,3 +86,13 @@ _HEADS = (
     (_ARRAY, lambda budget, found: _Array(budget)),
     (_HEAD, lambda budget, found: Arguments(budget, found[1])),
 )
+
+
+def grammar(tools: Sequence[CallableTool], *, many: bool) -> str:
+    """See lark.calls. The older spelling, which the newer models' vocabulary can write, too."""
+
+    def spell(tool: CallableTool) -> str:
+        head = f'{{"name": {json.dumps(tool.name)}, "arguments": '
+        return f"{literal(head)} {tool.arguments} {literal('}')}"
+
+    return calls(tools, spell, many=many, between=", ", before="[TOOL_CALLS][", after="]")

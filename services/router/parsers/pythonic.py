@@ -6,8 +6,10 @@ the beginning of a call. It knows nothing of Python beyond literals.
 
 import json
 import re
+from collections.abc import Sequence
 
 from services.router.parsers.calls import MarkedCalls, Marks
+from services.router.parsers.lark import CallableTool, calls, json_text, literal
 from services.router.parsers.pieces import Budget, Piece, State, whole_characters
 from shared.pb import types_pb2
 
@@ -181,3 +183,19 @@ def _character(escape: re.Match[str]) -> str:
 
 def _refuse(name: str) -> None:
     raise ValueError(name)
+
+
+def grammar(tools: Sequence[CallableTool], *, many: bool) -> str:
+    """See lark.calls. Values are JSON, which the parser takes as well."""
+
+    def spell(tool: CallableTool) -> str:
+        written = ""
+        members = tool.members()
+        for index, (name, schema, required) in reversed(list(enumerate(members))):
+            value = f"{literal(name + '=')} {json_text(schema, strict=tool.strict)}"
+            # Those that may be missing come last: each only after the one before it.
+            comma = literal(", ") + " " if index else ""
+            written = f"{comma}{value} {written}" if required else f"({comma}{value} {written})?"
+        return f"{literal(tool.name + '(')} {written} {literal(')')}"
+
+    return calls(tools, spell, many=many, between=", ", before="[", after="]")

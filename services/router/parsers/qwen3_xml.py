@@ -5,9 +5,12 @@ It knows nothing of schemas beyond which parameters are text.
 
 import json
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from services.router.parsers.arguments import HeadedCall
 from services.router.parsers.calls import MarkedCalls, Marks
+from services.router.parsers.lark import CallableTool, calls, json_text, literal, one_of
 from services.router.parsers.pieces import Budget, Piece, State, overlap
 from shared.pb import types_pb2
 
@@ -128,3 +131,25 @@ def _as_json(text: str) -> str:
 
 def _refuse(name: str) -> None:
     raise ValueError(name)
+
+
+def grammar(tools: Sequence[CallableTool], *, many: bool) -> str:
+    """See lark.calls."""
+
+    def spell(tool: CallableTool) -> str:
+        written = [literal(f"<tool_call>\n<function={tool.name}>\n")]
+        for name, schema, required in tool.members():
+            parts = f"{literal(f'<parameter={name}>{chr(10)}')} {_value(schema, strict=tool.strict)}"
+            written.append(parts if required else f"({parts})?")
+        return " ".join([*written, literal("</function>\n</tool_call>")])
+
+    return calls(tools, spell, many=many, between="\n") + "\nvalue[lazy]: /(.|\\n)*/ " + literal("\n</parameter>\n")
+
+
+def _value(schema: Mapping[str, Any], *, strict: bool) -> str:
+    """A value and the tag that ends it."""
+    end = literal("\n</parameter>\n")
+    if schema.get("type") != "string":
+        return f"{json_text(schema, strict=strict)} {end}"
+    words = [word for word in schema.get("enum") or () if isinstance(word, str) and word]
+    return f"{one_of([literal(word) for word in words])} {end}" if words else "value"
