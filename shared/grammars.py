@@ -24,6 +24,21 @@ WHITE_SPACE = r"[ ]|\n{1,2}[ \t]{0,20}"
 _WRONG = {"json_schema": "invalid_json_schema", "regex": "invalid_regex", "lark": "invalid_grammar"}
 TOO_COMPLEX = "schema_too_complex"
 
+# What llguidance may spend on one grammar, the same where it is judged and where it is followed: steps of its lexer and parser
+# at the start and per token, and states of the lexer, which take one or two KiB each. Its errors repeat nothing of the grammar.
+LIMITS: Mapping[str, int | bool] = {
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_items_in_row": 2_000,
+    "max_lexer_states": 20_000,
+    "max_grammar_size": 500_000,
+    "verbose_errors": False,
+}
+
+# Forced text is not put in front of the model as tokens of the library's choice, for which it would call a tokenizer back.
+_OPTIONS = '%llguidance {"no_forcing": true}'
+
 # What ends a regular expression between slashes; a backslash takes the character after it along.
 _SLASH_OR_LINE = re.compile(r"\\(?s:.)|[/\n\r]")
 _PLAIN = {"/": r"\/", "\n": r"\n", "\r": r"\r"}
@@ -76,16 +91,15 @@ class Grammar:
         raise self.wrong(f"it is nested deeper than {MAX_DEPTH} levels", name, TOO_COMPLEX)
 
     def for_llguidance(self) -> str:
-        """The grammar as llguidance takes it; it must be valid."""
-        inner: Mapping[str, Any]
+        """The grammar as llguidance takes it, a text in its dialect of Lark; it must be valid."""
         if self.kind == "json_schema":
             schema = self._schema()
             given = schema.get("x-guidance")
             options = given if type(given) is dict else {}
-            inner = {"json_schema": {**schema, "x-guidance": {"whitespace_pattern": WHITE_SPACE, **options}}}
+            body = f"start: %json {json.dumps({**schema, 'x-guidance': {'whitespace_pattern': WHITE_SPACE, **options}})}"
         elif self.kind == "regex":
             escaped = _SLASH_OR_LINE.sub(lambda found: _PLAIN.get(found[0], found[0]), self.source)
-            inner = {"lark_grammar": f"start: /{escaped}/"}
+            body = f"start: /{escaped}/"
         else:
-            inner = {"lark_grammar": self.source}
-        return json.dumps({"grammars": [inner]})
+            body = self.source
+        return json.dumps({"grammars": [{"lark_grammar": f"{_OPTIONS}\n{body}"}]})

@@ -61,6 +61,11 @@ class SamplingParams:
         """Whether the most likely token is always taken."""
         return self.temperature == 0.0
 
+    @property
+    def is_constrained(self) -> bool:
+        """Whether not every token may come."""
+        return self.grammar is not None or bool(self.allowed_token_ids or self.bad_words)
+
     def resolved(self, *, seed: int, max_tokens: int) -> "SamplingParams":
         """The same with what the router decides filled in where the request left it open."""
         return replace(
@@ -192,14 +197,15 @@ def from_proto(message: types_pb2.Sampling) -> SamplingParams:
         logit_bias=tuple(sorted(message.logit_bias.items())),
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
-        grammar=_grammar(message.grammar) if message.HasField("grammar") else None,
+        grammar=grammar_of(message.grammar) if message.HasField("grammar") else None,
         allowed_token_ids=tuple(message.allowed_token_ids),
         bad_words=tuple(message.bad_words),
         bad_word_ids=tuple(tuple(each.ids) for each in message.bad_word_ids),
     )
 
 
-def _grammar(message: types_pb2.Grammar) -> Grammar:
+def grammar_of(message: types_pb2.Grammar) -> Grammar:
+    """The grammar a message holds. Raises InvalidRequest for a kind that nobody knows."""
     names = {_number(kind): kind for kind in KINDS}
     if message.kind not in names:
         raise InvalidRequest(f"Invalid 'grammar': its kind must be one of {', '.join(KINDS)}.", param="grammar")
