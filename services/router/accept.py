@@ -4,14 +4,16 @@ Bodies and gRPC messages become the same GenerateRequest here; ranges of samplin
 which knows the model. Errors name a field as the client called it. It knows nothing of connections and answers.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.router.chats import chat_message, check_chat, check_num_messages
 from services.router.generate import DEFAULT_BAND, GenerateRequest
 from services.router.grammars import grammar_of
 from services.router.prompts import check_text, prompts_of, unpack
 from services.router.schema import Body, ChatBody, CompletionBody, StreamOptions
+from services.router.tools import tool_use
 from shared.errors import InvalidRequest
 from shared.grammars import Grammar
 from shared.pb import router_pb2, tokenizer_pb2, types_pb2
@@ -42,13 +44,14 @@ _SAME_NAME = (
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and what came beside the body. after: the id of the last event it got."""
+    """Who asks, and what came beside the body. after: the id of the last event it got. band: whatever the body says."""
 
     tenant: str
     idempotency_key: str | None
     deadline_ms: int
     trace: types_pb2.TraceContext
     after: str = ""
+    band: int | None = None
 
 
 def chat_request(body: ChatBody, caller: Caller) -> GenerateRequest:
@@ -62,13 +65,18 @@ def chat_request(body: ChatBody, caller: Caller) -> GenerateRequest:
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs", code="invalid_value")
     check_num_messages(len(body.messages))
+    tools = tool_use(body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
     chat = tokenizer_pb2.Chat(
         messages=[chat_message(message, index) for index, message in enumerate(body.messages)],
+        tools_json=tools.as_json() if tools else (),
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=bool(body.continue_final_message),
+        template_kwargs_json=json.dumps(body.chat_template_kwargs) if body.chat_template_kwargs else "",
+        reasoning_effort=body.reasoning_effort or "",
+        documents_json=map(json.dumps, body.documents or ()),
     )
     check_chat(chat)
-    grammar, grammar_name = grammar_of(body)
+    grammar, grammar_name = (None, "tools") if tools and tools.required else grammar_of(body)
     sampling = _sampling(
         body,
         grammar=grammar,
@@ -84,7 +92,8 @@ def chat_request(body: ChatBody, caller: Caller) -> GenerateRequest:
         "band": "priority",
         "grammar": grammar_name,
     }
-    return _request(body, chat, sampling, caller, names)
+    request = _request(body, chat, sampling, caller, names)
+    return replace(request, tools=tools, hide_reasoning=body.include_reasoning is False)
 
 
 def completion_requests(body: CompletionBody, caller: Caller) -> list[GenerateRequest]:
@@ -231,7 +240,7 @@ def _request(
         echo=isinstance(body, CompletionBody) and bool(body.echo),
         dialect="completion" if isinstance(body, CompletionBody) else "chat",
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
-        band=DEFAULT_BAND if body.priority is None else body.priority,
+        band=next(band for band in (caller.band, body.priority, DEFAULT_BAND) if band is not None),
         deadline_ms=caller.deadline_ms,
         cache_salt=body.cache_salt or "",
         idempotency_key=key or caller.idempotency_key,

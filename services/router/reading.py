@@ -1,4 +1,4 @@
-"""How one request's output will be read, and what of its sampling follows from that: marks that must be seen, calls that must come.
+"""How one request's output will be read, and what of its sampling follows from that: marks to be seen, calls that must come.
 
 Which format a model speaks is told by its chat template, unless the operator says it. It knows nothing of text or of tokens.
 """

@@ -6,15 +6,16 @@ a number never a string. Every field may be null, which means its default. It kn
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
+from services.router.tools import MAX_TOOLS, Tool, ToolChoice
 from shared.errors import InvalidRequest
 
 Label = Annotated[str, Meta(max_length=512)]
+MAX_DOCUMENTS = 128
 Metadata = Annotated[dict[Annotated[str, Meta(max_length=64)], Label], Meta(max_length=16)]
 
 
@@ -142,8 +143,15 @@ class ChatBody(Body, kw_only=True):
     max_completion_tokens: int | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    # Without tools there is nothing to call in parallel; a text model has one way to be brief.
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    # vLLM's
+    include_reasoning: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: Annotated[list[dict[str, Any]], Meta(max_length=MAX_DOCUMENTS)] | None = None
+    # A text model has one way to be brief.
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
@@ -176,20 +184,14 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
 REFUSED: Mapping[type[Body], Mapping[str, tuple[Any, ...]]] = {
     ChatBody: {
         **_REFUSED,
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "reasoning_effort": ("none",),
-        "include_reasoning": (True,),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
         "moderation": (),
         "web_search_options": (),
         "chat_template": (),
-        "chat_template_kwargs": ({},),
-        "documents": ([],),
         "mm_processor_kwargs": ({},),
         "media_io_kwargs": ({},),
         "add_special_tokens": (False,),
@@ -199,6 +201,7 @@ REFUSED: Mapping[type[Body], Mapping[str, tuple[Any, ...]]] = {
 }
 
 AnyBody = TypeVar("AnyBody", bound=Body)
+AnyStruct = TypeVar("AnyStruct", bound=msgspec.Struct)
 
 
 def read(value: Mapping[str, Any], body_type: type[AnyBody]) -> tuple[AnyBody, list[str]]:
@@ -209,18 +212,19 @@ def read(value: Mapping[str, Any], body_type: type[AnyBody]) -> tuple[AnyBody, l
             instead = "; use 'structured_outputs'" if name.startswith("guided_") else ""
             message = f"'{name}' is not supported by this server{instead}."
             raise InvalidRequest(message, param=name, code="unsupported_parameter")
+    body, unknown = convert(value, body_type)
+    options = value.get("stream_options") or {}
+    unknown += [f"stream_options.{name}" for name in options if name not in _STREAM_OPTIONS]
+    return body, [name for name in unknown if name not in REFUSED[body_type]]
+
+
+def convert(value: Mapping[str, Any], struct: type[AnyStruct]) -> tuple[AnyStruct, list[str]]:
+    """`value` as that type, and the names of its fields that the type does not have. Raises InvalidRequest naming the field."""
     try:
-        body = msgspec.convert(value, body_type)
+        converted = msgspec.convert(value, struct)
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
-    unknown = [name for name in value if name not in _known(body_type)]
-    options = value.get("stream_options") or {}
-    return body, unknown + [f"stream_options.{name}" for name in options if name not in _STREAM_OPTIONS]
-
-
-@cache
-def _known(body_type: type[Body]) -> frozenset[str]:
-    return frozenset(body_type.__struct_fields__) | frozenset(REFUSED[body_type])
+    return converted, [name for name in value if name not in struct.__struct_fields__]
 
 
 _STREAM_OPTIONS = frozenset(StreamOptions.__struct_fields__)

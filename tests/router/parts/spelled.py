@@ -76,7 +76,8 @@ WELL = [
     Spelled("pythonic", "[f(a=(1, 2,), b=[],)]", "", (("f", '{"a": [1, 2], "b": []}'),)),
     Spelled(
         "qwen3_xml",
-        '<tool_call>\n<function=f>\n<parameter=s>\nline 1\n"line" 2\n</parameter>\n<parameter=n>\n12\n</parameter>\n</function>\n</tool_call>',
+        '<tool_call>\n<function=f>\n<parameter=s>\nline 1\n"line" 2\n</parameter>\n'
+        "<parameter=n>\n12\n</parameter>\n</function>\n</tool_call>",
         "",
         (("f", '{"s": "line 1\\n\\"line\\" 2", "n": 12}'),),
     ),
@@ -88,7 +89,8 @@ WELL = [
     ),
     Spelled(
         "qwen3_xml",
-        '<tool_call><function=f><parameter=l>[1, {"a": 2}]</parameter><parameter=b>True</parameter><parameter=w>well</parameter></tool_call>',
+        '<tool_call><function=f><parameter=l>[1, {"a": 2}]</parameter><parameter=b>True</parameter>'
+        "<parameter=w>well</parameter></tool_call>",
         "",
         (("f", '{"l": [1, {"a": 2}], "b": true, "w": "well"}'),),
     ),

@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -67,12 +68,13 @@ def read(name: str, chunks: list[str], *, ends: bool = True) -> list[Piece]:
 
 def cut(text: str, places: list[int]) -> list[str]:
     borders = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
-    return [text[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(borders)]
 
 
 def told(parts: list[Part]) -> tuple[str, list[tuple[str, str]]]:
     """Content, and calls by name and arguments."""
-    content, calls = "", []
+    content = ""
+    calls: list[tuple[str, str]] = []
     for part in parts:
         if isinstance(part, Said):
             content += part.text
@@ -147,8 +149,8 @@ def test_without_a_call_nothing_is_lost_or_made_up(name: str, text: str) -> None
         assert kind != "call" or piece
 
 
-UNITS = {
-    name: [
+UNITS = [
+    *(
         "<",
         "<tool_call>",
         '<tool_call>{"',
@@ -161,33 +163,11 @@ UNITS = {
         '"',
         "\\",
         "=",
-        ";",
-    ]
-    + [
-        '<tool_call>{"name":"f"}</tool_call>',
-        "[TOOL_CALLS]",
-        "[TOOL_CALLS][",
-        "[TOOL_CALLS]f{",
-        "[f(",
-        "[f(a=",
-        "[f(a='\\",
-        "f(),",
-        "</tool_call>",
-    ]
-    + [
-        "<function=f>",
-        "<function=f><parameter=s>",
-        "<parameter=n>",
-        "</parameter>",
-        "</parameter",
-        CALL + "f" + SEP,
-        "[],",
-        '"a":1,',
-        "{},",
-        "(),",
-    ]
-    for name in sorted(PARSERS)
-}
+    ),
+    *(";", '<tool_call>{"name":"f"}</tool_call>', "[TOOL_CALLS]", "[TOOL_CALLS][", "[TOOL_CALLS]f{", "[f(", "[f(a=", "[f(a='\\"),
+    *("f(),", "</tool_call>", "<function=f>", "<function=f><parameter=s>", "<parameter=n>", "</parameter>", "</parameter"),
+    *(CALL + "f" + SEP, "[],", '"a":1,', "{},", "(),"),
+]
 OPENINGS = {
     "hermes": '<tool_call>{"name": "f", "arguments": {"a": [',
     "llama3_json": '{"name": "f", "parameters": {"a": [',
@@ -215,7 +195,7 @@ def seconds(name: str, text: str, chunk: int) -> float:
 @pytest.mark.parametrize("name", sorted(PARSERS))
 def test_a_megabyte_of_anything_takes_a_tenth_of_a_second(name: str) -> None:
     slow = {}
-    for unit in UNITS[name]:
+    for unit in UNITS:
         for opening in ("", OPENINGS[name], OPENINGS[name] + '"'):
             text = (opening + unit * (2**20 // len(unit) + 1))[: 2**20]
             if (taken := seconds(name, text, 2**20)) > 0.1:
@@ -226,9 +206,8 @@ def test_a_megabyte_of_anything_takes_a_tenth_of_a_second(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(PARSERS))
 def test_twice_the_text_takes_no_more_than_twice_the_time(name: str) -> None:
     """Token by token, where what is held must not be looked at again and again."""
-    unit = random.Random(name).choice(UNITS[name])
     for opening in ("", OPENINGS[name], OPENINGS[name] + '"'):
-        for piece in (unit, " ", "x"):
+        for piece in (random.Random(name).choice(UNITS), " ", "x"):
             text = opening + piece * (120_000 // len(piece))
             once, twice = seconds(name, text, 4), seconds(name, text + piece * (120_000 // len(piece)), 4)
             assert twice / once < 2.5 or twice < 0.05
