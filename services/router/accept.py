@@ -13,7 +13,7 @@ from services.router.generate import DEFAULT_BAND, GenerateRequest
 from services.router.grammars import grammar_of
 from services.router.prompts import check_text, prompts_of, unpack
 from services.router.schema import Body, ChatBody, CompletionBody, StreamOptions
-from services.router.tools import tool_use
+from services.router.tools import proto_tool_use, tool_use
 from shared.errors import InvalidRequest
 from shared.grammars import Grammar
 from shared.pb import router_pb2, tokenizer_pb2, types_pb2
@@ -137,10 +137,13 @@ def proto_request(message: router_pb2.ChatRequest | router_pb2.CompleteRequest, 
     """The request that a gRPC message makes. Raises InvalidRequest."""
     options = message.options
     prompt: str | list[int] | tokenizer_pb2.Chat
-    field = "text"
+    field, tools, hides = "text", None, False
     if isinstance(message, router_pb2.ChatRequest):
-        field, prompt = "messages", message.chat
+        field, prompt = "messages", tokenizer_pb2.Chat()
+        prompt.CopyFrom(message.chat)
         check_chat(prompt)
+        tools, hides = proto_tool_use(message), message.HasField("include_reasoning") and not message.include_reasoning
+        prompt.tools_json[:] = tools.as_json() if tools else ()
     elif message.WhichOneof("prompt") == "token_ids":
         field, prompt = "token_ids", unpack(message.token_ids)
     else:
@@ -159,6 +162,8 @@ def proto_request(message: router_pb2.ChatRequest | router_pb2.CompleteRequest, 
         trace=caller.trace,
         names={"prompt": field},
         dialect="chat" if field == "messages" else "completion",
+        tools=tools,
+        hide_reasoning=hides,
     )
     check_request(request)
     return request

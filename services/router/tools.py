@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from shared.errors import InvalidRequest
+from shared.pb import router_pb2
 
 MAX_TOOLS = 128
 MAX_DEPTH = 64
@@ -86,6 +87,23 @@ def tool_use(tools: Sequence[Tool] | None, choice: str | ToolChoice | None, *, p
     if isinstance(choice, ToolChoice):
         return _chosen(functions, choice, one_call=one_call)
     return ToolUse(functions, functions, required=choice == "required", one_call=one_call)
+
+
+def proto_tool_use(message: router_pb2.ChatRequest) -> ToolUse | None:
+    """The same of a gRPC message. Raises InvalidRequest."""
+    tools = []
+    for index, text in enumerate(message.chat.tools_json[: MAX_TOOLS + 1]):
+        try:
+            tools.append(msgspec.json.decode(text, type=Tool))
+        except (msgspec.DecodeError, RecursionError):
+            raise _invalid(f"tools_json[{index}]", "must be a JSON object of type 'function'") from None
+    names, mode = message.tool_choice.names, message.tool_choice.mode
+    choice: str | ToolChoice = mode or "auto"
+    if names and choice != "none":
+        named = [Tool(type="function", function=Function(name=name)) for name in names]
+        choice = ToolChoice(type="allowed_tools", allowed_tools=AllowedTools(mode=mode or "auto", tools=named))
+    parallel = message.parallel_tool_calls if message.HasField("parallel_tool_calls") else None
+    return tool_use(tools, choice, parallel=parallel)
 
 
 def _chosen(functions: tuple[Function, ...], choice: ToolChoice, *, one_call: bool) -> ToolUse:
