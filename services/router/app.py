@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.router.answers import shown
 from services.router.auth import PUBLIC_PATHS, authenticate
-from services.router.endpoints import batches, chat, completions, files, health, models, streams
+from services.router.endpoints import batches, chat, completions, files, health, models, responses, streams
 from services.router.exchange import Exchange
 from services.router.front import Front, going_away
 from services.router.parse import ClientGone
@@ -37,6 +37,10 @@ ENDPOINTS: Mapping[str, Methods] = {
     "/v1/batches": {"POST": batches.create, "GET": batches.list_batches},
     "/v1/batches/{batch_id}": {"GET": batches.one_batch},
     "/v1/batches/{batch_id}/cancel": {"POST": batches.cancel},
+    "/v1/responses": {"POST": responses.create},
+    "/v1/responses/{response_id}": {"GET": responses.retrieve, "DELETE": responses.delete},
+    "/v1/responses/{response_id}/cancel": {"POST": responses.cancel},
+    "/v1/responses/{response_id}/input_items": {"GET": responses.input_items},
     "/v1/models": {"GET": models.list_models},
     "/v1/models/{name:path}": {"GET": models.one_model},
     "/health": {"GET": health.ready},

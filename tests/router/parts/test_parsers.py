@@ -128,7 +128,7 @@ def test_a_client_that_comes_back_gets_the_rest(spelled: Spelled) -> None:
 
 @pytest.mark.parametrize("name", sorted(PARSERS))
 @given(data=st.data())
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_chunks_do_not_matter(name: str, data: st.DataObject) -> None:
     """Up to any place, the pieces that were given are the same; and after it, too."""
     text = "".join(data.draw(st.lists(st.sampled_from(FRAGMENTS), max_size=30)))
@@ -139,7 +139,7 @@ def test_chunks_do_not_matter(name: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", sorted(PARSERS))
 @given(text=st.lists(st.sampled_from(FRAGMENTS), max_size=40).map("".join))
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_without_a_call_nothing_is_lost_or_made_up(name: str, text: str) -> None:
     pieces = read(name, [text])
     if not any(kind == "call" for kind, _ in pieces):
