@@ -119,6 +119,12 @@ class Generator:
         await self._settle(generation, self._resumer.put(generation, new))
         return generation
 
+    async def num_prompt_tokens(self, request: GenerateRequest) -> int:
+        """How long the request's prompt would be. Raises InvalidRequest, NotFound, Unavailable."""
+        check_model(request, self._names)
+        token_ids, _ = await self._encode(request, await self._tokenizers.describe())
+        return len(token_ids)
+
     async def resume(self, rid: str, after: str, tenant: str) -> tuple[Generation, types_pb2.Shape]:
         """Take up a tenant's stream after the event whose id is `after`, or from the beginning; and how it was answered.
 

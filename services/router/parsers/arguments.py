@@ -19,8 +19,7 @@ class Arguments:
     """See calls.Call: begun from the beginning."""
 
     def __init__(self, budget: Budget, name: str) -> None:
-        self._budget = budget
-        self._scan = JsonScan()
+        self._scan = JsonScan(budget)
         self._unread = ""
         self._news: list[Piece] = [("call", name)]
         self.state: State = "open"
@@ -33,10 +32,7 @@ class Arguments:
         pieces, self._news = self._news, []
         event = "open"
         while event not in ("more", "end", "bad"):
-            num_before, start = self._scan.num_tokens, at
-            at, event = self._scan.scan(text, start)
-            if not self._budget.spend(self._scan.num_tokens - num_before):
-                at, event = start, "bad"
+            at, event = self._scan.scan(text, at)
         if at:
             pieces.append(("arguments", text[:at]))
         if event == "more":
@@ -80,14 +76,14 @@ class HeadedCall:
                     return [], text
                 self._head = text
                 return [], ""
-            text = text[at:]
+            self._head, text = text[:at], text[at:]
         pieces, rest = self._inner.feed(text)
         self.state, self.begun = self._inner.state, self._inner.begun
         return pieces, rest
 
     def raw(self) -> str:
         """See calls.Call."""
-        return self._head if self._inner is None else self._inner.raw()
+        return self._head + ("" if self._inner is None else self._inner.raw())
 
     def finish(self) -> list[Piece]:
         """See calls.Call."""

@@ -19,9 +19,8 @@ class CallObject:
     """One object. `names`: what can be called, None: anything."""
 
     def __init__(self, budget: Budget, names: frozenset[str] | None = None) -> None:
-        self._budget = budget
         self._names = names
-        self._scan = JsonScan()
+        self._scan = JsonScan(budget)
         self._unread = ""
         self._raw: list[str] = []
         self._member = ""
@@ -39,11 +38,8 @@ class CallObject:
         text, at = self._unread + text, 0
         self._unread = ""
         while self.state == "open":
-            num_before = self._scan.num_tokens
             start = at
             at, event = self._scan.scan(text, start)
-            if not self._budget.spend(self._scan.num_tokens - num_before):
-                at, event = start, "bad"
             self._take(text[start:at], pieces)
             if event == "more":
                 self._unread = text[at:]

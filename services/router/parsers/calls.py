@@ -11,6 +11,8 @@ from typing import Protocol
 
 from services.router.parsers.pieces import Budget, Piece, State, overlap
 
+MAX_CHUNK = 8192
+
 
 class Call(Protocol):
     """What follows a mark, perhaps several calls, up to their end."""
@@ -67,10 +69,12 @@ class MarkedCalls:
     def feed(self, text: str) -> list[Piece]:
         """See pieces.Parser."""
         pieces: list[Piece] = []
-        text = self._held + text
-        self._held = ""
-        while text:
-            text = self._read_text(text, pieces) if self._call is None else self._read_call(self._call, text, pieces)
+        # What is left of a text is copied at every mark.
+        for at in range(0, len(text), MAX_CHUNK):
+            rest = self._held + text[at : at + MAX_CHUNK]
+            self._held = ""
+            while rest:
+                rest = self._read_text(rest, pieces) if self._call is None else self._read_call(self._call, rest, pieces)
         return pieces
 
     def finish(self) -> list[Piece]:

@@ -7,6 +7,8 @@ nothing of calls, nor of what the values mean.
 import re
 from typing import Literal
 
+from services.router.parsers.pieces import Budget
+
 MAX_DEPTH = 64
 
 # Whole tokens; what stands at the end of a text and may become one is left for the next.
@@ -24,14 +26,11 @@ _EVENTS: dict[int, Event] = {_FIRST_KEY: "open", _COLON: "key", _VALUE: "colon",
 
 
 class JsonScan:
-    """One object. `scan` stops after every token of its outermost level.
+    """One object, as far as `budget` goes. `scan` stops after every token of its outermost level."""
 
-    num_tokens: how many were read, so that a caller may give up on a text that is nothing but punctuation.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
         self._depth = 0
-        self.num_tokens = 0
         self._closers: list[str] = []
         self._next = _VALUE
         self._in_string = False
@@ -47,12 +46,14 @@ class JsonScan:
                 at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
             if at == len(text):
                 return at, "more"
-            self.num_tokens += 1
             after = self._read_string(text, at) if self._in_string else self._read_token(text, at)
             if after is None:
                 return at, "bad"
             if after < 0:
                 return -after - 1, "more"
+            self._budget.num_tokens -= 1
+            if self._budget.num_tokens < 0:
+                return at, "bad"
             at = after
             if self._in_string:
                 continue
@@ -65,7 +66,6 @@ class JsonScan:
         """After its end; None if it is none, -1 - place where the rest is not there yet."""
         at = _STRING.match(text, at).end()  # type: ignore[union-attr]
         if at == len(text) or _HALF_ESCAPE.fullmatch(text, at):
-            self.num_tokens -= 1
             return -at - 1
         if text[at] != '"':
             return None
@@ -106,7 +106,6 @@ class JsonScan:
         if not self._depth or word is None or len(word[0]) > 64:
             return None
         if word.end() == len(text):
-            self.num_tokens -= 1
             return -at - 1
         if not _SCALAR.fullmatch(word[0]):
             return None

@@ -69,7 +69,7 @@ class _Array:
         if not letter:
             self._raw.append(space)
             return ""
-        if letter not in self._expected or not self._budget.spend(1):
+        if letter not in self._expected or not self._budget.spend():
             self.state = "bad"
             return text
         self._raw.append(space)

@@ -17,7 +17,7 @@ State = Literal["open", "done", "bad"]
 
 # No model writes so much in earnest, and a megabyte of either takes a tenth of a second.
 MAX_JSON_TOKENS = 100_000
-MAX_MARKS = 4096
+MAX_MARKS = 1024
 
 
 class Parser(Protocol):
@@ -36,13 +36,13 @@ class Budget:
     """What reading one choice may cost; where it is spent, the rest is content."""
 
     def __init__(self) -> None:
-        self._num_tokens = MAX_JSON_TOKENS
+        self.num_tokens = MAX_JSON_TOKENS
         self._num_marks = MAX_MARKS
 
-    def spend(self, num_tokens: int) -> bool:
-        """Whether so many tokens of JSON may be read, too."""
-        self._num_tokens -= num_tokens
-        return self._num_tokens >= 0
+    def spend(self) -> bool:
+        """Whether one more token of JSON, or of what resembles it, may be read."""
+        self.num_tokens -= 1
+        return self.num_tokens >= 0
 
     def try_mark(self) -> bool:
         """Whether what may be one more call's beginning or end may be looked at."""

@@ -82,7 +82,7 @@ class _List:
                     self._unread = text[at:]
                     break
                 self._raw.append(text[at])
-                if not self._budget.spend(1) or not self._read(text[at], pieces):
+                if not self._budget.spend() or not self._read(text[at], pieces):
                     self.state = "bad"
                 at += 1
         if self.state == "open":

@@ -69,7 +69,7 @@ class _Parameters:
     def _between(self, text: str, parts: list[str]) -> str:
         text = text.lstrip()
         found = _PARAMETER.match(text)
-        if found and self._budget.spend(1):
+        if found and self._budget.spend():
             name = found[1]
             self._is_inside, self._is_text = True, name in self._texts
             self._value = None if self._is_text else []

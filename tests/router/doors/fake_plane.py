@@ -144,6 +144,10 @@ class FakePlane:
         self.started.set()
         return generation
 
+    async def num_prompt_tokens(self, request: GenerateRequest) -> int:
+        check_model(request, NAMES)
+        return len(FakeGeneration(request, 0).prompt_token_ids)
+
     async def resume(self, rid: str, after: str, tenant: str) -> tuple[FakeGeneration, types_pb2.Shape]:
         for generation in self.generations:
             if generation.rid == rid and tenant == generation.request.tenant:
