@@ -34,7 +34,7 @@ async def ended(client: openai.AsyncOpenAI, response_id: str) -> Response:
 
 async def test_a_conversation_is_kept_and_gone_on_with(client):
     asked = {"model": "default", "temperature": 0, "max_output_tokens": 120}
-    first = await client.responses.create(input=QUESTION, instructions="You are brief.", **asked)
+    first = await client.responses.create(input=QUESTION, **asked)
     assert first.status == "completed"
     assert "Paris" in first.output_text
     assert (await client.responses.retrieve(first.id)).output_text == first.output_text
@@ -54,6 +54,15 @@ async def test_a_conversation_is_kept_and_gone_on_with(client):
         await client.responses.retrieve(first.id)
     with pytest.raises(openai.NotFoundError):
         await client.responses.create(input="?", previous_response_id=first.id, **asked)
+
+
+async def test_instructions_are_a_system_message(client):
+    response = await client.responses.create(
+        model="default", input=QUESTION, instructions="Answer in French.", temperature=0, max_output_tokens=20
+    )
+    said = [{"role": "system", "content": "Answer in French."}, {"role": "user", "content": QUESTION}]
+    chat = await client.chat.completions.create(model="default", messages=said, temperature=0, max_tokens=20)
+    assert response.output_text == chat.choices[0].message.content
 
 
 async def test_what_is_not_stored_cannot_be_fetched(client):
