@@ -117,7 +117,8 @@ def test_grpc(smollm2: Stack) -> None:
 
 def letter(seed: int) -> dict[str, Any]:
     messages = [{"role": "user", "content": "Write a letter to a friend."}]
-    return {"model": "default", "messages": messages, "tools": WRITE, "tool_choice": "required", "seed": seed, "stream": True}
+    asked = {"model": "default", "messages": messages, "tools": WRITE, "tool_choice": "required", "parallel_tool_calls": False}
+    return asked | {"seed": seed, "stream": True}
 
 
 def read(url: str, seen: list[str], ids: list[str], *, body: Any = None, after: str = "", most: int | None = None) -> bool:
