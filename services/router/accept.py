@@ -76,7 +76,10 @@ def chat_request(body: ChatBody, caller: Caller) -> GenerateRequest:
         documents_json=map(json.dumps, body.documents or ()),
     )
     check_chat(chat)
-    grammar, grammar_name = (None, "tools") if tools and tools.required else grammar_of(body)
+    grammar, grammar_name = grammar_of(body)
+    if tools is not None and tools.required:
+        # A call is all that comes, and its grammar depends on the model.
+        grammar, grammar_name = None, "tools"
     sampling = _sampling(
         body,
         grammar=grammar,
