@@ -64,7 +64,7 @@ class SamplingParams:
     @property
     def is_constrained(self) -> bool:
         """Whether not every token may come."""
-        return self.grammar is not None or bool(self.allowed_token_ids or self.bad_words)
+        return self.grammar is not None or bool(self.allowed_token_ids or self.bad_words or self.bad_word_ids)
 
     def resolved(self, *, seed: int, max_tokens: int) -> "SamplingParams":
         """The same with what the router decides filled in where the request left it open."""
@@ -228,8 +228,7 @@ def to_proto(params: SamplingParams) -> types_pb2.Sampling:
         bad_word_ids=[types_pb2.TokenIds(ids=ids) for ids in params.bad_word_ids],
     )
     if params.grammar is not None:
-        message.grammar.kind = _number(params.grammar.kind)
-        message.grammar.source = params.grammar.source
+        message.grammar.CopyFrom(types_pb2.Grammar(kind=_number(params.grammar.kind), source=params.grammar.source))
     for token_id, bias in params.logit_bias:
         message.logit_bias[token_id] = bias
     return message

@@ -15,6 +15,8 @@ from shared.grammars import Grammar
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 MAX_CHOICES = 1024
 
+_KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+
 
 def grammar_of(body: Body) -> tuple[Grammar | None, str]:
     """The grammar of a body, and the name of the field that states it. Raises InvalidRequest."""
@@ -47,7 +49,8 @@ def _of_format(given: ResponseFormat | None) -> tuple[Grammar | None, str]:
                 code="missing_required_parameter",
             )
         schema = ANY_OBJECT if given.json_schema.schema is None else given.json_schema.schema
-        return schema_grammar(schema, lenient=not given.json_schema.strict), f"{name}.json_schema.schema"
+        options = {} if given.json_schema.strict else {"lenient": True}
+        return schema_grammar(schema, **options), f"{name}.json_schema.schema"
     raise InvalidRequest(
         "Invalid 'response_format.type': must be text, json_object, json_schema or structural_tag.",
         param="response_format.type",
@@ -58,12 +61,12 @@ def _of_format(given: ResponseFormat | None) -> tuple[Grammar | None, str]:
 def _of_outputs(given: StructuredOutputs | None) -> tuple[Grammar | None, str]:
     if given is None:
         return None, "structured_outputs"
-    asked = _set(**{name: getattr(given, name) for name in given.__struct_fields__})
+    asked = _set(**{name: getattr(given, name) for name in _KINDS})
     if given.json_object is False:
         del asked["json_object"]
     if len(asked) > 1:
         raise InvalidRequest(
-            f"'structured_outputs' takes one of {', '.join(given.__struct_fields__)}, not several.",
+            f"'structured_outputs' takes one of {', '.join(_KINDS)}, not several.",
             param="structured_outputs",
             code="invalid_value",
         )
@@ -71,7 +74,11 @@ def _of_outputs(given: StructuredOutputs | None) -> tuple[Grammar | None, str]:
         return None, "structured_outputs"
     ((kind, value),) = asked.items()
     name = f"structured_outputs.{kind}"
+    layout = "" if given.disable_any_whitespace else given.whitespace_pattern
     match kind:
+        case "json" | "json_object" if layout is not None:
+            schema = ANY_OBJECT if kind == "json_object" else _object(value, name)
+            return schema_grammar(schema, whitespace_pattern=layout), name
         case "json_object":
             return schema_grammar(ANY_OBJECT), name
         case "json":
@@ -86,12 +93,11 @@ def _of_outputs(given: StructuredOutputs | None) -> tuple[Grammar | None, str]:
             return Grammar("lark", value), name
 
 
-def schema_grammar(schema: Mapping[str, Any], *, lenient: bool = False) -> Grammar:
-    """JSON texts that satisfy `schema`; lenient: what of it cannot be enforced is left out, instead of refused."""
-    if lenient:
+def schema_grammar(schema: Mapping[str, Any], **options: Any) -> Grammar:
+    """JSON texts that satisfy `schema`. options: what llguidance reads from "x-guidance", where the schema does not say more."""
+    if options:
         given = schema.get("x-guidance")
-        options = given if isinstance(given, dict) else {}
-        schema = {**schema, "x-guidance": {"lenient": True, **options}}
+        schema = {**schema, "x-guidance": options | (given if isinstance(given, dict) else {})}
     return Grammar("json_schema", json.dumps(schema, ensure_ascii=False, separators=(",", ":")))
 
 

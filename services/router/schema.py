@@ -46,7 +46,7 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
 
 
 class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What the answer must be, in vLLM's words: one of these."""
+    """What the answer must be, in vLLM's words: one of the first six; the others say how JSON is laid out."""
 
     json: str | dict[str, Any] | None = None
     regex: str | None = None
@@ -54,6 +54,9 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     grammar: str | None = None
     json_object: bool | None = None
     structural_tag: str | dict[str, Any] | None = None
+    whitespace_pattern: str | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: Literal[False] | None = None
 
 
 class Body(msgspec.Struct, kw_only=True):

@@ -31,7 +31,7 @@ class Readying:
 
     def submit(self, outbound: Outbound) -> None:
         """Runs the work of `outbound`, now or when it is ready."""
-        if not outbound.work.params.is_constrained:
+        if not outbound.work.params.is_constrained or outbound.work.guide is not None:
             self._engine.submit(outbound.work)
         elif outbound not in self._waiting:
             self._waiting[outbound] = asyncio.create_task(self._ready(outbound))

@@ -103,7 +103,11 @@ class Grammars:
         # Imported where it is used: most workers never see a grammar.
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._tokenizer, grammar.for_llguidance(), log_level=0, limits=self._limits)
+        try:
+            matcher = LLMatcher(self._tokenizer, grammar.for_llguidance(), log_level=0, limits=self._limits)
+        except BaseException as error:
+            # A panic of the library is no Exception, and must end this request alone.
+            raise grammar.wrong(f"it cannot be compiled ({type(error).__name__})") from error
         if matcher.is_error():
             raise grammar.wrong(" ".join(matcher.get_error().split())[:300])
         with self._lock:

@@ -30,6 +30,16 @@ def format_of(**fields: Any) -> dict[str, Any]:
         ({"structured_outputs": {"json": SCHEMA}}, "json_schema", SCHEMA),
         ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, "json_schema", SCHEMA),
         ({"structured_outputs": {"json_object": True}}, "json_schema", {"type": "object"}),
+        (
+            {"structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True, "disable_additional_properties": False}},
+            "json_schema",
+            SCHEMA | {"x-guidance": {"whitespace_pattern": ""}},
+        ),
+        (
+            {"structured_outputs": {"json": json.dumps(SCHEMA), "whitespace_pattern": "[ ]?"}},
+            "json_schema",
+            SCHEMA | {"x-guidance": {"whitespace_pattern": "[ ]?"}},
+        ),
         ({"structured_outputs": {"regex": "[ab]/c"}}, "regex", "[ab]/c"),
         ({"structured_outputs": {"grammar": 'start: "x"'}}, "lark", 'start: "x"'),
         ({"structured_outputs": {"choice": ["a", 'b"\n']}}, "lark", r'start: "a" | "b\"\n"'),
