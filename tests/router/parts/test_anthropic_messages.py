@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 
-from services.router.anthropic.body import chat_of, read_message_body
+from services.router.accept import Caller
+from services.router.anthropic.body import chat_of, read_message_body, request_of
 from services.router.anthropic.writer import MessageWriter
 from services.router.parts import PartReader
 from shared.errors import InvalidRequest
 from shared.pb import types_pb2
 from tests.router.parts.spoken import Spoken, delta, end
 
+CALLER = Caller("tenant", None, 0, types_pb2.TraceContext())
 BODY: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -82,6 +84,9 @@ ERRORS = [
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
     ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
     ({"tool_choice": {"type": "some"}}, "tool_choice.type"),
+    ({"tools": [{"name": "f f", "input_schema": {}}]}, "tools[0].name"),
+    ({"tools": [{"name": "f", "input_schema": {"type": "array"}}]}, "tools[0].input_schema"),
+    ({"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice.name"),
     ({"output_config": {"format": {"type": "xml"}}}, "output_config.format"),
 ]
 
@@ -89,8 +94,9 @@ ERRORS = [
 @pytest.mark.parametrize(("fields", "param"), ERRORS)
 def test_errors_name_the_field_as_it_was_sent(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        chat_of(read_message_body(BODY | fields)[0])
+        request_of(read_message_body(BODY | fields)[0], CALLER)
     assert caught.value.param == param
+    assert f"'{param}'" in caught.value.message
 
 
 TEXT = '<think>hm</think>Well.\n<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
