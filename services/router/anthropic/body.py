@@ -224,11 +224,13 @@ def _response_format(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _string(block: Mapping[str, Any], name: str, path: str) -> str:
-    return _member(block, name, path, str, "string")
+    value: str = _member(block, name, path, str, "string")
+    return value
 
 
 def _object(block: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
-    return _member(block, name, path, dict, "object")
+    value: dict[str, Any] = _member(block, name, path, dict, "object")
+    return value
 
 
 def _member(block: Mapping[str, Any], name: str, path: str, kind: type[Any], word: str) -> Any:
