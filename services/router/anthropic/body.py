@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -103,9 +104,14 @@ def _check_refused(value: Mapping[str, Any]) -> None:
 def request_of(body: CountBody, caller: Caller) -> GenerateRequest:
     """The request that a body makes. Raises InvalidRequest for a field as it is called here."""
     try:
-        return chat_request(chat_of(body), caller)
+        request = chat_request(chat_of(body), caller)
     except InvalidRequest as error:
-        raise renamed(error) from None
+        theirs = _renamed(error.param or "")
+        raise InvalidRequest(
+            error.message.replace(f"'{error.param}'", f"'{theirs}'"), param=theirs or None, code=error.code
+        ) from None
+    names = {"stop": "stop", **request.names}
+    return replace(request, names={field: _renamed(name) for field, name in names.items()})
 
 
 def chat_of(body: CountBody) -> ChatBody:
@@ -126,14 +132,13 @@ def chat_of(body: CountBody) -> ChatBody:
         "response_format": _response_format(body.output_config),
     }
     if isinstance(body, MessageBody):
-        chat |= {"max_completion_tokens": body.max_tokens, "stop": body.stop_sequences or None, "top_k": body.top_k}
+        chat |= {"max_tokens": body.max_tokens, "stop": body.stop_sequences or None, "top_k": body.top_k}
         chat |= {"temperature": body.temperature, "top_p": body.top_p}
     return read({name: value for name, value in chat.items() if value is not None}, ChatBody)[0]
 
 
 # What a chat calls its fields, and what they are called here.
 _NAMES = (
-    (re.compile(r"^max_completion_tokens"), "max_tokens"),
     (re.compile(r"^stop\b"), "stop_sequences"),
     (re.compile(r"^(tools\[\d+\])\.function\.parameters"), r"\1.input_schema"),
     (re.compile(r"^(tools\[\d+\]|tool_choice)\.function"), r"\1"),
@@ -141,14 +146,10 @@ _NAMES = (
 )
 
 
-def renamed(error: InvalidRequest) -> InvalidRequest:
-    """The error with its field as it is called here."""
-    ours = theirs = error.param or ""
-    for pattern, name in _NAMES:
-        theirs = pattern.sub(name, theirs)
-    if theirs == ours:
-        return error
-    return InvalidRequest(error.message.replace(f"'{ours}'", f"'{theirs}'"), param=theirs, code=error.code)
+def _renamed(name: str) -> str:
+    for pattern, theirs in _NAMES:
+        name = pattern.sub(theirs, name)
+    return name
 
 
 def _messages(turn: Turn, path: str) -> list[dict[str, Any]]:

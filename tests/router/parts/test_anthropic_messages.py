@@ -64,7 +64,7 @@ def test_a_body_becomes_a_chat() -> None:
     assert chat.messages[2].tool_calls[0].function.arguments == '{"x": 1}'
     assert chat.messages[3].tool_call_id == "toolu_1"
     assert (chat.continue_final_message, chat.tool_choice, chat.parallel_tool_calls) == (True, "required", False)
-    assert (chat.stop, chat.max_completion_tokens) == (["."], 9)
+    assert (chat.stop, chat.max_tokens) == (["."], 9)
     assert (chat.reasoning_effort, chat.include_reasoning) == ("high", True)
     plain = chat_of(read_message_body(BODY)[0])
     assert (plain.reasoning_effort, plain.include_reasoning, plain.continue_final_message) == ("none", False, None)
