@@ -184,7 +184,8 @@ def test_messages_of_anthropic(claude: anthropic.Anthropic) -> None:
     with claude.messages.stream(**asked, messages=question) as stream:
         assert "".join(stream.text_stream) == block.text
         told = stream.get_final_message()
-    assert (told.content[0].model_dump(), told.stop_reason) == (block.model_dump(), whole.stop_reason)
+    assert told.content[0].type == "text"
+    assert (told.content[0].text, told.stop_reason) == (block.text, whole.stop_reason)
     assert told.usage.output_tokens == whole.usage.output_tokens
     counted = claude.messages.count_tokens(model="default", system="Be brief.", messages=question)
     usage = whole.usage
