@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from services.router.accept import Caller
 from services.router.batch.upload import Form, read_form
-from services.router.errors_http import Headers, error_body, error_headers
+from services.router.errors_http import Headers, error_body, error_event, error_headers
 from services.router.parse import ClientGone, check_media_type, discard, parse_object, read_body
 from shared.errors import InvalidRequest, NotFound, RequestTimeout, RoadtrainError, mapped
 from shared.telemetry import context_from_headers
@@ -157,7 +157,8 @@ class Exchange:
         closes = (b"connection", b"close") in headers or self.headers.get(b"connection", b"").lower() == b"close"
         if closes and self._more_body and not isinstance(error, RequestTimeout):
             await discard(self._receive, self.headers)
-        await self.answer(mapped(error).http_status, error_body(error), headers=headers)
+        body = error_body(error, self.scope["path"], self.request_id)
+        await self.answer(mapped(error).http_status, body, headers=headers)
 
     async def answer_file(self, path: Path) -> None:
         """The whole answer is what stands at `path`, sent as fast as the client reads. Raises NotFound if there is nothing."""
@@ -185,7 +186,7 @@ class Exchange:
         if not self.answered:
             await self.answer_error(error)
         elif self._streaming:
-            await self.write(b"data: " + error_body(error) + b"\n\n", last=True)
+            await self.write(error_event(error, self.scope["path"], self.request_id), last=True)
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Further bytes of an event stream; waits while the client reads too slowly."""

@@ -26,8 +26,8 @@ from services.router.parsers.pieces import Parser, Piece
 from services.router.schema import ChatBody, CompletionBody, read
 from services.router.sequencer import Held, ProtocolError, Sequencer
 from services.tokenizer.detokenize import Detokenizer, TextStream
-from services.tokenizer.gguf_source import read_gguf_source
-from services.tokenizer.hf_source import read_hf_source
+from shared.vocabulary.gguf_source import read_gguf_source
+from shared.vocabulary.hf_source import read_hf_source
 from services.worker.assignment import assignment_of
 from services.worker.engine.step import RunnerLimits
 from services.worker.models import spec_of
@@ -147,7 +147,9 @@ def text(data: bytes) -> None:
     chat = tokenizer_pb2.Chat(messages=[tokenizer_pb2.ChatMessage(role="user", content=written)])
     plain = tokenizer_pb2.Chat(messages=[tokenizer_pb2.ChatMessage(role="user", content="x")])
     encoder = chats(known)
-    if [each for each in encoder.encode(chat) if each in special] != [each for each in encoder.encode(plain) if each in special]:
+    if [each for each in encoder.encode(chat)[0] if each in special] != [
+        each for each in encoder.encode(plain)[0] if each in special
+    ]:
         raise AssertionError("a chat spelled a special token")
 
 
