@@ -26,8 +26,6 @@ from services.router.parsers.pieces import Parser, Piece
 from services.router.schema import ChatBody, CompletionBody, read
 from services.router.sequencer import Held, ProtocolError, Sequencer
 from services.tokenizer.detokenize import Detokenizer, TextStream
-from shared.vocabulary.gguf_source import read_gguf_source
-from shared.vocabulary.hf_source import read_hf_source
 from services.worker.assignment import assignment_of
 from services.worker.engine.step import RunnerLimits
 from services.worker.models import spec_of
@@ -38,6 +36,8 @@ from shared.pb import delivery_pb2, router_pb2, tokenizer_pb2, types_pb2
 from shared.queue.payload import BadPayload, seal
 from shared.queue.rid import is_rid
 from shared.queue.types import Claim
+from shared.vocabulary.gguf_source import read_gguf_source
+from shared.vocabulary.hf_source import read_hf_source
 from tests.fuzz import seeds
 from tests.router.plane.rig import vocabulary
 from tests.security.test_text import chats

@@ -80,6 +80,9 @@ BAD = [
     Bad("logit_bias", {1: -101.0}, LOW),
     Bad("logit_bias", {1: nan}, WRONG),
     Bad("logit_bias", dict.fromkeys(range(1025), 1.0), LONG),
+    Bad("allowed_token_ids", [1, VOCAB], NO_ID, "[1]"),
+    Bad("bad_words", ["a", ""], WRONG, "[1]"),
+    Bad("bad_words", ["x" * 5000], WRONG, "[0]"),
     *(Bad("num_logprobs", value, ABOVE) for value in (21, 128, 2**32 - 1)),
     *(Bad("num_prompt_logprobs", value, ABOVE) for value in (21, 2**32 - 1)),
 ]

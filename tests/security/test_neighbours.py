@@ -149,7 +149,7 @@ def test_sec_28_every_two_features_together(model: Model) -> None:
 
 
 # Sampling parameters of other rooms: each has tests of its own, where it is read.
-LATER = {"grammar", "allowed_token_ids", "bad_words"}
+LATER = {"grammar", "allowed_token_ids", "bad_words", "bad_word_ids"}
 
 
 def random_params(rng: random.Random) -> SamplingParams:

@@ -181,6 +181,8 @@ async def test_sec_27_printable_salts_are_hashed(patient: Patient) -> None:
 def test_every_sampling_field_has_a_bad_value() -> None:
     """A new field comes with what it must not be."""
     plain = {"ignore_eos", "include_stop_str_in_output", "skip_special_tokens"}
+    # Grammars: tests/shared/test_grammars.py, tests/tokenizer/test_grammar_check.py. Spellings of bad words no caller sends.
+    plain |= {"grammar", "bad_word_ids"}
     assert {field.name for field in types_pb2.Sampling.DESCRIPTOR.fields} - plain <= {bad.field for bad in BAD}
 
 
