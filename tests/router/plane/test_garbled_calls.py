@@ -65,9 +65,8 @@ async def test_a_deliver_port_that_is_sent_noise(tmp_path: Path) -> None:
 
 async def add_garbled_tokenizer(made: Rig, method: str) -> rpc.Server:
     """A replica whose answers to one method are noise."""
-    servicer = TokenizerServicer(
-        vocabulary(), ChatEncoder(vocabulary(), lambda *_: ""), ThreadPoolExecutor(1), Grammars.of(vocabulary(), 1)
-    )
+    chats, grammars = ChatEncoder(vocabulary(), lambda *_: ""), Grammars.of(vocabulary(), 1)
+    servicer = TokenizerServicer(vocabulary(), chats, ThreadPoolExecutor(1), grammars)
     add = garble(tokenizer_pb2_grpc.add_TokenizerServicer_to_server, "roadtrain.Tokenizer", [method])
     server = await rpc.serve(f"unix:{made.folder}/garbled", [(add, servicer)])
     made.tokenizers.insert(0, server)
