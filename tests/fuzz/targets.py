@@ -207,8 +207,10 @@ def _folder(file: str, read_folder: Callable[[Path], object], data: bytes) -> No
 def parsers(data: bytes) -> None:
     """What a model says becomes the same pieces, however it comes."""
     said = data.decode("utf-8", "replace")[:600]
-    reading = types_pb2.Reading(reasoning_open=len(data) % 2 == 1)
-    for name, make in (*REASONING.items(), *TOOLS.items()):
+    reading = types_pb2.Reading(
+        reasoning_open=len(data) % 2 == 1, tools=[types_pb2.ToolShape(name="f"), types_pb2.ToolShape(name="g")]
+    )
+    for name, make in (*REASONING.items(), *((name, each.parser) for name, each in TOOLS.items())):
         if len({_pieces(make(reading), said, size) for size in (1, 3, 10_000)}) != 1:
             raise AssertionError(f"what {name} reads depends on how it came")
 
