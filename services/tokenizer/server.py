@@ -44,7 +44,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
 
     async def Encode(self, request: tokenizer_pb2.EncodeRequest, context: Any) -> tokenizer_pb2.EncodeReply:  # noqa: N802
         """Texts and chats to token ids."""
-        short = sum(len(text.text) for text in request.texts) <= INLINE_CHARS
+        short = sum(len(text.text) + len(text.pair) for text in request.texts) <= INLINE_CHARS
         if short and not request.HasField("chat"):
             return self._encode(request)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, request)
@@ -52,12 +52,16 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
     def _encode(self, request: tokenizer_pb2.EncodeRequest) -> tokenizer_pb2.EncodeReply:
         inputs = [self._encode_text(text) for text in request.texts]
         if request.HasField("chat"):
-            inputs.append(self._chats.encode(request.chat))
-        return tokenizer_pb2.EncodeReply(token_ids=[ids.tobytes() for ids in inputs])
+            inputs.append((self._chats.encode(request.chat), 0))
+        num_first = [number for _, number in inputs]
+        return tokenizer_pb2.EncodeReply(token_ids=[ids.tobytes() for ids, _ in inputs], num_first=num_first if any(num_first) else ())
 
-    def _encode_text(self, text: tokenizer_pb2.Text) -> "array[int]":
-        add_special_tokens = text.add_special_tokens if text.HasField("add_special_tokens") else True
-        return self._vocabulary.encode(text.text, add_special_tokens=add_special_tokens)
+    def _encode_text(self, text: tokenizer_pb2.Text) -> "tuple[array[int], int]":
+        special = text.add_special_tokens if text.HasField("add_special_tokens") else True
+        if not text.HasField("pair") and not text.max_tokens:
+            return self._vocabulary.encode(text.text, add_special_tokens=special), 0
+        pair = text.pair if text.HasField("pair") else None
+        return self._vocabulary.encode_pair(text.text, pair, add_special_tokens=special, max_tokens=text.max_tokens)
 
     async def Decode(  # noqa: N802
         self, requests: AsyncIterator[tokenizer_pb2.DecodeRequest], context: Any

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from services.tokenizer.gguf_source import read_gguf_source
 from services.tokenizer.hf_source import read_hf_source
@@ -52,6 +52,39 @@ class Vocabulary:
     def encode(self, text: str, *, add_special_tokens: bool) -> "array[int]":
         """Token ids; special tokens only where `text` holds secret spellings, and at the ends if asked. Releases the GIL."""
         return array("I", self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_pair(
+        self, text: str, pair: str | None, *, add_special_tokens: bool, max_tokens: int
+    ) -> "tuple[array[int], int]":
+        """Token ids of a text and of one that it is judged with, as the model wants them to stand; and how many are the first's.
+
+        Cut to max_tokens, special ones included, if that is not 0: the longer text loses its end. The number is 0 without pair.
+        """
+        tokenizer = self._tokenizer
+        texts = [tokenizer.encode(each, add_special_tokens=False) for each in ((text,) if pair is None else (text, pair))]
+        if max_tokens:
+            special = tokenizer.num_special_tokens_to_add(pair is not None) if add_special_tokens else 0
+            lengths = [len(each.ids) for each in texts]
+            for each, length in zip(texts, _shortened(lengths, max(0, max_tokens - special)), strict=True):
+                each.truncate(length)
+        whole = tokenizer.post_process(*texts, add_special_tokens=add_special_tokens)
+        return array("I", whole.ids), 0 if pair is None else _num_first(whole)
+
+
+def _shortened(lengths: list[int], room: int) -> list[int]:
+    """`lengths` of which the longer one was shortened until their sum is at most `room`."""
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    short = min(min(lengths), room // 2)
+    return [min(length, max(short, room - min(lengths))) for length in lengths]
+
+
+def _num_first(whole: Encoding) -> int:
+    """Tokens before the first of the second text, less the special ones that stand before it and begin it."""
+    second = next((index for index, number in enumerate(whole.sequence_ids) if number == 1), len(whole.ids))
+    types = whole.type_ids
+    # Where types tell the texts apart they say it best; a model without them has nothing that depends on it.
+    return types.index(1) if 1 in types else second
 
 
 def load(path: Path) -> Vocabulary:

@@ -17,6 +17,7 @@ from services.worker.runtime.forward import Forward, forwarding
 from services.worker.runtime.in_place import Capacity
 from services.worker.runtime.kv_cache import KVShape, allocate
 from services.worker.runtime.numerics import release
+from services.worker.runtime.pooling import Pooler
 from services.worker.runtime.sampler import Sampler
 from shared.errors import StartupError
 from shared.sampling import SamplingParams
@@ -63,11 +64,15 @@ class ModelRunner:
             vocab_size=model.spec.vocab_size,
             eos_token_ids=model.eos_token_ids,
             fingerprint=fingerprint(model, kv_dtype),
+            kinds=("generate", "embed"),
+            vector_size=model.spec.hidden_size,
+            pooling=model.pooling,
         )
         kv: Sequence[KVCache] = allocate(shape_of(model, kv_dtype), num_blocks, device)
         capacity = Capacity(max_step_tokens, max_num_seqs, -(-model.max_model_len // BLOCK_SIZE) + 1)
         self.forward: Forward | None = forwarding(model, kv, capacity, device)
         self._sampler = Sampler(model.ops, model.eos_token_ids, device)
+        self._pooler = Pooler(model.ops, model.decoder.norm)
         self._num_threads = num_threads
         self._thread = 0
 
@@ -81,7 +86,10 @@ class ModelRunner:
         self._sampler.update(step)
         if self.forward is None:
             raise RuntimeError("the runner was closed")
-        return StepResult(self._sampler.sample(step.rows, self.forward(step.rows)))
+        self._pooler.update(step)
+        results = self._sampler.sample(step.rows, self.forward(step.rows))
+        self._pooler.pool(step.rows, results, self.forward.states)
+        return StepResult(results)
 
     def close(self) -> None:
         """Frees the KV cache."""
