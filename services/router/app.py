@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.router.answers import shown
 from services.router.auth import PUBLIC_PATHS, authenticate
-from services.router.endpoints import chat, completions, health, models, streams
+from services.router.endpoints import chat, completions, embeddings, health, models, scores, streams
 from services.router.exchange import Exchange
 from services.router.front import Front, going_away
 from services.router.parse import ClientGone
@@ -29,6 +29,10 @@ Handle = Callable[[Exchange, Front], Awaitable[None]]
 ENDPOINTS: Mapping[str, tuple[str, Handle]] = {
     "/v1/chat/completions": ("POST", chat.chat),
     "/v1/completions": ("POST", completions.completions),
+    "/v1/embeddings": ("POST", embeddings.embeddings),
+    "/v1/score": ("POST", scores.score),
+    "/v1/rerank": ("POST", scores.rerank),
+    "/v2/rerank": ("POST", scores.rerank),
     "/v1/streams/{rid}": ("GET", streams.take_up),
     "/v1/models": ("GET", models.list_models),
     "/v1/models/{name:path}": ("GET", models.one_model),

@@ -12,30 +12,30 @@ from shared.errors import InvalidRequest
 MAX_PROMPTS = 128
 
 
-def unpack(packed: bytes) -> list[int]:
-    """Token ids from little-endian uint32. Raises InvalidRequest if there are none or a part of one."""
+def unpack(packed: bytes, name: str = "token_ids") -> list[int]:
+    """Token ids from little-endian uint32, of field `name`. Raises InvalidRequest if there are none or a part of one."""
     if not packed or len(packed) % 4:
-        raise InvalidRequest(
-            "Invalid 'token_ids': must be one or more little-endian uint32.", param="token_ids", code="invalid_value"
-        )
+        raise InvalidRequest(f"Invalid '{name}': must be one or more little-endian uint32.", param=name, code="invalid_value")
     return list(struct.unpack(f"<{len(packed) // 4}I", packed))
 
 
-def prompts_of(prompt: str | Sequence[str | int | list[int]]) -> list[str | list[int]]:
-    """The prompts of a completions body, one or many. Raises InvalidRequest."""
+def prompts_of(
+    prompt: str | Sequence[str | int | list[int]], name: str = "prompt", most: int = MAX_PROMPTS
+) -> list[str | list[int]]:
+    """The prompts of a body, one or many, at most `most`, in its field `name`. Raises InvalidRequest."""
     if isinstance(prompt, str):
-        check_text(prompt, "prompt")
+        check_text(prompt, name)
         return [prompt]
     kinds = {type(entry) for entry in prompt}
     if not kinds:
-        raise InvalidRequest("Invalid 'prompt': must not be empty.", param="prompt", code="empty_array")
+        raise InvalidRequest(f"Invalid '{name}': must not be empty.", param=name, code="empty_array")
     if len(kinds) > 1:
-        raise InvalidRequest("Invalid type for 'prompt': mixes texts and token ids.", param="prompt", code="invalid_type")
+        raise InvalidRequest(f"Invalid type for '{name}': mixes texts and token ids.", param=name, code="invalid_type")
     if kinds == {int}:
-        return [_token_ids(prompt, "prompt")]
-    if len(prompt) > MAX_PROMPTS:
-        raise InvalidRequest(f"Invalid 'prompt': at most {MAX_PROMPTS} prompts.", param="prompt", code="array_above_max_length")
-    return [_one_prompt(entry, f"prompt[{index}]") for index, entry in enumerate(prompt)]
+        return [_token_ids(prompt, name)]
+    if len(prompt) > most:
+        raise InvalidRequest(f"Invalid '{name}': at most {most} of them.", param=name, code="array_above_max_length")
+    return [_one_prompt(entry, f"{name}[{index}]") for index, entry in enumerate(prompt)]
 
 
 def _one_prompt(entry: Any, path: str) -> str | list[int]:

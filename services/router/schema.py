@@ -143,7 +143,7 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "thinking_token_budget": (),
     "use_beam_search": (False,),
 }
-REFUSED: Mapping[type[Body], Mapping[str, tuple[Any, ...]]] = {
+REFUSED: Mapping[type[msgspec.Struct], Mapping[str, tuple[Any, ...]]] = {
     ChatBody: {
         **_REFUSED,
         "tools": ([],),
@@ -168,12 +168,12 @@ REFUSED: Mapping[type[Body], Mapping[str, tuple[Any, ...]]] = {
     CompletionBody: {**_REFUSED, "suffix": ("",), "add_special_tokens": (True,)},
 }
 
-AnyBody = TypeVar("AnyBody", bound=Body)
+AnyBody = TypeVar("AnyBody", bound=msgspec.Struct)
 
 
 def read(value: Mapping[str, Any], body_type: type[AnyBody]) -> tuple[AnyBody, list[str]]:
     """`value` as a body, and the names of its fields that nobody knows. Raises InvalidRequest naming the field."""
-    for name, neutral in REFUSED[body_type].items():
+    for name, neutral in REFUSED.get(body_type, {}).items():
         given = value.get(name)
         if given is not None and not any(type(given) is type(one) and given == one for one in neutral):
             raise InvalidRequest(f"'{name}' is not supported by this server.", param=name, code="unsupported_parameter")
@@ -187,8 +187,8 @@ def read(value: Mapping[str, Any], body_type: type[AnyBody]) -> tuple[AnyBody, l
 
 
 @cache
-def _known(body_type: type[Body]) -> frozenset[str]:
-    return frozenset(body_type.__struct_fields__) | frozenset(REFUSED[body_type])
+def _known(body_type: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(body_type.__struct_fields__) | frozenset(REFUSED.get(body_type, ()))
 
 
 _STREAM_OPTIONS = frozenset(StreamOptions.__struct_fields__)

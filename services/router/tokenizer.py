@@ -6,6 +6,7 @@ Replicas are alike: a call that one does not answer, or not soon, goes to the ne
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
 
@@ -49,6 +50,14 @@ class TokenBytes:
         if not 0 <= token_id < len(self._offsets) - 1:
             return b""
         return self._data[self._offsets[token_id] : self._offsets[token_id + 1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One input as token ids; num_first: those of the first text of a pair, 0 where there is one text."""
+
+    token_ids: list[int]
+    num_first: int
 
 
 class Replica:
@@ -112,11 +121,16 @@ class Tokenizers:
 
     async def encode(self, request: tokenizer_pb2.EncodeRequest) -> list[list[int]]:
         """Token ids of each text, the chat's last. Raises InvalidRequest if a chat cannot be rendered, or Unavailable."""
+        return [each.token_ids for each in await self.encode_all(request)]
+
+    async def encode_all(self, request: tokenizer_pb2.EncodeRequest) -> list[Encoded]:
+        """The same, and how many tokens are of the first text of a pair."""
         for_size_s = TRY_S_PER_MB * request.ByteSize() / 1e6
         reply = await self._any(
             lambda replica: replica.stub.Encode(request, timeout=TRY_S + for_size_s), hedge_s=HEDGE_S + for_size_s
         )
-        return [unpack(packed) for packed in reply.token_ids]
+        num_first = reply.num_first or [0] * len(reply.token_ids)
+        return [Encoded(unpack(packed), number) for packed, number in zip(reply.token_ids, num_first, strict=True)]
 
     async def load_vocabulary(self) -> None:
         """Fetches every token's bytes, once. Raises Unavailable if no replica answers."""

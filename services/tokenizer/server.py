@@ -54,7 +54,9 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         if request.HasField("chat"):
             inputs.append((self._chats.encode(request.chat), 0))
         num_first = [number for _, number in inputs]
-        return tokenizer_pb2.EncodeReply(token_ids=[ids.tobytes() for ids, _ in inputs], num_first=num_first if any(num_first) else ())
+        return tokenizer_pb2.EncodeReply(
+            token_ids=[ids.tobytes() for ids, _ in inputs], num_first=num_first if any(num_first) else ()
+        )
 
     def _encode_text(self, text: tokenizer_pb2.Text) -> "tuple[array[int], int]":
         special = text.add_special_tokens if text.HasField("add_special_tokens") else True

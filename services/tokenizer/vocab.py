@@ -53,30 +53,30 @@ class Vocabulary:
         """Token ids; special tokens only where `text` holds secret spellings, and at the ends if asked. Releases the GIL."""
         return array("I", self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def encode_pair(
-        self, text: str, pair: str | None, *, add_special_tokens: bool, max_tokens: int
-    ) -> "tuple[array[int], int]":
+    def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, max_tokens: int) -> "tuple[array[int], int]":
         """Token ids of a text and of one that it is judged with, as the model wants them to stand; and how many are the first's.
 
         Cut to max_tokens, special ones included, if that is not 0: the longer text loses its end. The number is 0 without pair.
         """
         tokenizer = self._tokenizer
-        texts = [tokenizer.encode(each, add_special_tokens=False) for each in ((text,) if pair is None else (text, pair))]
+        first = tokenizer.encode(text, add_special_tokens=False)
+        second = None if pair is None else tokenizer.encode(pair, add_special_tokens=False)
         if max_tokens:
-            special = tokenizer.num_special_tokens_to_add(pair is not None) if add_special_tokens else 0
-            lengths = [len(each.ids) for each in texts]
-            for each, length in zip(texts, _shortened(lengths, max(0, max_tokens - special)), strict=True):
-                each.truncate(length)
-        whole = tokenizer.post_process(*texts, add_special_tokens=add_special_tokens)
-        return array("I", whole.ids), 0 if pair is None else _num_first(whole)
+            special = tokenizer.num_special_tokens_to_add(second is not None) if add_special_tokens else 0
+            _shorten(first, second, max(0, max_tokens - special))
+        whole = tokenizer.post_process(first, second, add_special_tokens)
+        return array("I", whole.ids), 0 if second is None else _num_first(whole)
 
 
-def _shortened(lengths: list[int], room: int) -> list[int]:
-    """`lengths` of which the longer one was shortened until their sum is at most `room`."""
-    if len(lengths) == 1:
-        return [min(lengths[0], room)]
-    short = min(min(lengths), room // 2)
-    return [min(length, max(short, room - min(lengths))) for length in lengths]
+def _shorten(first: Encoding, second: Encoding | None, room: int) -> None:
+    """Cuts the end of the longer one until both have `room`; an odd token stays with it."""
+    if second is None:
+        first.truncate(room)
+        return
+    shorter, longer = sorted((first, second), key=lambda each: len(each.ids))
+    kept = min(len(shorter.ids), room // 2)
+    shorter.truncate(kept)
+    longer.truncate(room - kept)
 
 
 def _num_first(whole: Encoding) -> int:

@@ -158,5 +158,7 @@ def spec_of(checkpoint: Checkpoint) -> ModelSpec:
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         config.wrong("architectures", "a list of one name")
     if named[0] not in ARCHITECTURES:
-        raise StartupError(f"{config.source}: unknown architecture '{named[0]}'; those supported: {', '.join((*ARCHITECTURES, *ENCODERS))}")
+        raise StartupError(
+            f"{config.source}: unknown architecture '{named[0]}'; those supported: {', '.join((*ARCHITECTURES, *ENCODERS))}"
+        )
     return ARCHITECTURES[named[0]](config)

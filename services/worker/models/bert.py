@@ -145,10 +145,10 @@ class _Assembly:
         dense = "classifier.dense" if self.classifies else f"{self.prefix}pooler.dense"
         out = "classifier.out_proj" if self.classifies else "classifier"
         hidden = self.spec.hidden_size
-        return Head(
-            self.weights.linear({dense: hidden}, hidden, bias=True), self.weights.linear({out: 1}, hidden, bias=True)
-        )
+        return Head(self.weights.linear({dense: hidden}, hidden, bias=True), self.weights.linear({out: 1}, hidden, bias=True))
 
     def norm(self, name: str) -> LayerNorm:
         size = self.spec.hidden_size
-        return LayerNorm(self.weights.vector(f"{name}.weight", size), self.weights.vector(f"{name}.bias", size), self.spec.norm_eps)
+        return LayerNorm(
+            self.weights.vector(f"{name}.weight", size), self.weights.vector(f"{name}.bias", size), self.spec.norm_eps
+        )

@@ -8,6 +8,7 @@ nothing of tensor names or of who wants its hidden states.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ class Places:
     @staticmethod
     def of(starts: Sequence[int]) -> "Places":
         """For texts that begin at `starts`."""
-        lengths = [end - begin for begin, end in zip(starts, starts[1:], strict=False)]
+        lengths = [end - begin for begin, end in pairwise(starts)]
         counts = [-(-length // BLOCK_SIZE) for length in lengths]
         longest, first, slots, tables = max(counts), 0, [], []
         for length, count in zip(lengths, counts, strict=True):

@@ -21,7 +21,9 @@ def pooling_of(path: Path, default: str) -> str:
     for module in modules:
         named = module.get("type", "").rpartition(".")[2] if isinstance(module, dict) else ""
         if named not in _KNOWN:
-            raise StartupError(f"{path / 'modules.json'}: a module '{named}' is not supported; those that are: {', '.join(_KNOWN)}")
+            raise StartupError(
+                f"{path / 'modules.json'}: a module '{named}' is not supported; those that are: {', '.join(_KNOWN)}"
+            )
         if named == "Pooling":
             kind = _kind(path / str(module.get("path", "")) / "config.json")
     return kind
