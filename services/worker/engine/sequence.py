@@ -46,7 +46,8 @@ class Finish:
     """Why a choice ended. reason: "stop", "length" or "error" (then `error` says what for the client to read).
 
     num_tokens: output tokens that count, those of `Work.outputs` and the stop token included. num_cached_tokens:
-    prompt tokens of the request that were found in the prefix cache, the same in every choice. vector: what Work.pooling asked for.
+    prompt tokens of the request that were found in the prefix cache, the same in every choice. vector:
+    what Work.pooling asked for.
     """
 
     reason: str

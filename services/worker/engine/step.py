@@ -6,8 +6,9 @@ the sequence's last known token samples the next one. Drafts, if any, are the la
 
 A sequence with a `Pooling` samples nothing: the row that reaches its prompt's end gives its vector.
 
-The runner keeps nothing between steps but KV blocks and, per seq_id, what sampling needs (penalty counts and the
-like), which it rebuilds from Start, or what was pooled so far, which begins anew with a row whose num_computed is 0. It knows nothing of requests, tenants or time.
+The runner keeps nothing between steps but KV blocks and, per seq_id, what sampling needs (penalty counts and the like),
+which it rebuilds from Start, or what was pooled so far, which begins anew with a row whose num_computed is 0. It knows
+nothing of requests, tenants or time.
 """
 
 from collections.abc import Sequence
@@ -81,9 +82,10 @@ class TokenLogprobs:
 class RowResult:
     """What one row gave. token_ids: accepted drafts and the token after them; empty when the row does not sample.
 
-    logprobs: one per token id, only if the sequence's params ask. prompt_logprobs: only for a row that asks; entry i
-    is of the prompt token at position num_computed + i + 1, so the row that ends the prompt gives one fewer than it
-    computes. vector: float32 little-endian, of the row that ends a prompt to pool. error: why this sequence, and no other, must end (for example logits that are not numbers).
+    logprobs: one per token id, only if the sequence's params ask. prompt_logprobs: only for a row that asks; entry i is of
+    the prompt token at position num_computed + i + 1, so the row that ends the prompt gives one fewer than it computes.
+    vector: float32 little-endian, of the row that ends a prompt to pool. error: why this sequence, and no other, must end
+    (for example logits that are not numbers).
     """
 
     token_ids: list[int] = field(default_factory=list)

@@ -16,7 +16,7 @@ _KNOWN = ("Transformer", "Pooling", "Normalize")
 
 def pooling_of(path: Path, default: str) -> str:
     """ "mean", "last" or "cls" for the model at `path`; `default` where its files do not say. Raises StartupError."""
-    modules = _read(path / "modules.json", list) or []
+    modules = [each for each in _read(path / "modules.json", list) or [] if isinstance(each, dict)]
     kind = default
     for module in modules:
         named = module.get("type", "").rpartition(".")[2] if isinstance(module, dict) else ""
