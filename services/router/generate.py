@@ -212,7 +212,9 @@ class Generator:
             kind=KINDS[request.wanted.kind if request.wanted is not None else "generate"],
             prompt_token_ids=pack(token_ids),
             cache_salt=_salt(request.tenant, request.cache_salt),
-            shape=types_pb2.Shape(echo=request.echo, include_usage=request.include_usage, dialect=request.dialect),
+            shape=types_pb2.Shape(
+                echo=request.echo, include_usage=request.include_usage, dialect=request.dialect, reading=request.reading
+            ),
         )
         params = request.sampling
         if request.wanted is not None:

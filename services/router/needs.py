@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.router.generate import GenerateRequest, Generation
+from services.router.store import Store
 from services.router.tokenizer import Encoded
 from services.router.validate import ModelLimits
 from shared.pb import tokenizer_pb2, types_pb2
@@ -82,6 +83,11 @@ class Plane(Protocol):
     @property
     def model(self) -> ServedModel:
         """What is served now."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """Records that outlive this process."""
         ...
 
     @property

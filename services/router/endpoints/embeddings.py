@@ -14,7 +14,7 @@ from services.router.exchange import Exchange
 from services.router.front import Front
 from services.router.prompts import prompts_of
 from services.router.request import DEFAULT_BAND, Wanted
-from services.router.schema import read
+from services.router.schema import convert
 from services.router.schema_vectors import EmbeddingBody
 from services.router.vectors import MAX_INPUTS, VectorRequest, make_vectors, numbers
 
@@ -25,7 +25,7 @@ NUMBERS_AT_ONCE = 2048
 async def embeddings(exchange: Exchange, front: Front) -> None:
     """Answers one body. Raises RoadtrainError."""
     front.admit()
-    body, unknown = read(await exchange.read_object(front.config.max_body_bytes), EmbeddingBody)
+    body, unknown = convert(await exchange.read_object(front.config.max_body_bytes), EmbeddingBody)
     exchange.note_ignored(unknown, strict=front.config.strict)
     request = embedding_request(body, exchange.caller())
     made = await exchange.while_listening(make_vectors(front.plane, request, front.config.default_deadline_s))

@@ -11,7 +11,7 @@ from services.router.exchange import Exchange
 from services.router.front import Front
 from services.router.prompts import check_text
 from services.router.request import DEFAULT_BAND, Wanted
-from services.router.schema import read
+from services.router.schema import convert
 from services.router.schema_vectors import RerankBody, ScoreBody, VectorBody
 from services.router.vectors import MAX_INPUTS, VectorRequest, Vectors
 from services.router.vectors import score as score_pairs
@@ -21,7 +21,7 @@ from shared.errors import InvalidRequest
 async def score(exchange: Exchange, front: Front) -> None:
     """Answers one body. Raises RoadtrainError."""
     front.admit()
-    body, unknown = read(await exchange.read_object(front.config.max_body_bytes), ScoreBody)
+    body, unknown = convert(await exchange.read_object(front.config.max_body_bytes), ScoreBody)
     exchange.note_ignored(unknown, strict=front.config.strict)
     pairs, paths = _pairs(body)
     scores, made = await _scores(exchange, front, body, pairs, paths, "text_2")
@@ -33,7 +33,7 @@ async def score(exchange: Exchange, front: Front) -> None:
 async def rerank(exchange: Exchange, front: Front) -> None:
     """Answers one body: the documents that fit best first. Raises RoadtrainError."""
     front.admit()
-    body, unknown = read(await exchange.read_object(front.config.max_body_bytes), RerankBody)
+    body, unknown = convert(await exchange.read_object(front.config.max_body_bytes), RerankBody)
     exchange.note_ignored(unknown, strict=front.config.strict)
     check_text(body.query, "query")
     if body.top_n is not None and body.top_n < 0:

@@ -15,10 +15,12 @@ from collections.abc import AsyncIterator, Sequence
 from services.router.generate import ChoiceEnd, Event, GenerateRequest, TextDelta
 from services.router.needs import ServedModel
 from services.router.request import Wanted
+from services.router.store import Store
 from services.router.tokenizer import Encoded
 from services.router.validate import ModelLimits, check_kind, check_model
 from shared.errors import InternalError, InvalidRequest, NotFound, Unavailable
 from shared.pb import tokenizer_pb2, types_pb2
+from shared.queue.connection import connect
 
 VOCABULARY = (b"Hello", b" w\xc3", b"\xb6rld", b"!", b"<eos>", b"The", b" prompt")
 NAMES = ("tiny", "org/alias", "default")
@@ -78,6 +80,9 @@ class FakeGeneration:
     def begun_logprobs(self, choice: int) -> None:
         return None
 
+    def begun_token_ids(self, choice: int) -> list[int]:
+        return []
+
     def position(self) -> str:
         return f"{self.rid}:{'.'.join(map(str, self.counts))}:00000000"
 
@@ -135,12 +140,14 @@ class FakePlane:
         self.model = ServedModel(NAMES, 1_600_000_000, MAX_LEN, "fingerprint", ("generate", "embed"))
         self.why_not_ready: str | None = None
         self.num_protocol_errors = 0
+        self._nowhere = connect("unix:///nonexistent/redis.sock")
+        self.store = Store(self._nowhere)
 
     def not_ready(self) -> str | None:
         return self.why_not_ready
 
     async def close(self) -> None:
-        pass
+        await self._nowhere.aclose()
 
     def check(self, request: GenerateRequest) -> ModelLimits:
         check_model(request, NAMES)
@@ -171,6 +178,8 @@ class FakePlane:
             if generation.rid == rid and tenant == generation.request.tenant:
                 self.resumed_after = after
                 shape = types_pb2.Shape(dialect=generation.request.dialect, include_usage=generation.request.include_usage)
+                if generation.request.reading is not None:
+                    shape.reading.CopyFrom(generation.request.reading)
                 return FakeGeneration(generation.request, int(rid[6:])), shape
         raise NotFound("There is no such stream.", code="stream_not_found")
 
