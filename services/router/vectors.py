@@ -172,7 +172,7 @@ def _base(request: VectorRequest) -> GenerateRequest:
         tenant=request.caller.tenant,
         prompt=(),
         wanted=request.wanted,
-        band=request.band,
+        band=request.band if request.caller.band is None else request.caller.band,
         cache_salt=request.cache_salt,
         idempotency_key=request.caller.idempotency_key,
         trace=request.caller.trace,
