@@ -3,6 +3,7 @@
 import asyncio
 import json
 import struct
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -124,6 +125,21 @@ def test_many_at_once_and_over_grpc(minilm: stack.Stack) -> None:
     with grpc.insecure_channel(minilm.grpc_address) as channel:
         reply = router_pb2_grpc.RouterStub(channel).Embed(router_pb2.EmbedRequest(model="default", inputs=inputs), timeout=60)
     assert [list(struct.unpack("<384f", vector)) for vector in reply.vectors] == embeddings
+
+
+def test_a_batch_may_ask_for_embeddings(minilm: stack.Stack) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "default", "input": TEXTS[:2]}}
+    with client_of(minilm) as api:
+        file = api.files.create(file=("b.jsonl", json.dumps(line).encode() + b"\n"), purpose="batch")
+        batch = api.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+        deadline = time.monotonic() + 60
+        while (batch := api.batches.retrieve(batch.id)).status not in ("completed", "failed") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert batch.output_file_id is not None, batch
+        answer = json.loads(api.files.content(batch.output_file_id).text)["response"]
+        direct = api.embeddings.create(model="default", input=TEXTS[:2], encoding_format="float")
+    assert answer["status_code"] == 200
+    assert [entry["embedding"] for entry in answer["body"]["data"]] == [entry.embedding for entry in direct.data]
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

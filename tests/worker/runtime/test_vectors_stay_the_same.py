@@ -106,6 +106,20 @@ def test_as_transformers_pools_its_last_hidden_states(name: str, ops: Ops, tmp_p
             np.testing.assert_allclose(numbers(short), wanted[kind][:5] / np.linalg.norm(wanted[kind][:5]), atol=2e-5)
 
 
+def test_fast_compute_gives_nearly_the_same(ops: Ops, tmp_path: Path) -> None:
+    tiny.save(tiny.random_model("llama"), tmp_path)
+    vectors = []
+    for compute in ("exact", "fast"):
+        model = build(tmp_path, ops, compute=compute)
+        assert model.compute == compute
+        with Vectors(model) as engine:
+            vectors.append(
+                [numbers(vector) for kind in KINDS for vector in engine.make([pooled("it", prompt_of(1, 53), KINDS[kind])])]
+            )
+    for exact, fast in zip(*vectors, strict=True):
+        assert float(exact @ fast) > 0.999
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_solo_in_chunks_among_strangers_and_preempted(model: Model, kind: str) -> None:
     prompt, pooling = prompt_of(1, 53), KINDS[kind]
