@@ -26,7 +26,7 @@ NOTHING = SamplingParams(seed=0, max_tokens=1)
 
 def encode(runner: EncoderRunner, texts: list[list[int]], pooling: Pooling) -> None:
     """All texts in one step."""
-    starts = [Start(number, 0, NOTHING, text, (), pooling) for number, text in enumerate(texts)]
+    starts = [Start(number, 0, NOTHING, text, (), pooling=pooling) for number, text in enumerate(texts)]
     runner.run(Step([Row(number, 0, text, (), sample=False) for number, text in enumerate(texts)], starts))
     runner.run(Step([], ends=list(range(len(texts)))))
 

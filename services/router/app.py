@@ -13,7 +13,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.router.answers import shown
 from services.router.auth import PUBLIC_PATHS, authenticate
-from services.router.endpoints import batches, chat, completions, embeddings, files, health, models, responses, scores, streams
+from services.router.endpoints import (
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    health,
+    messages,
+    models,
+    responses,
+    scores,
+    streams,
+)
 from services.router.exchange import Exchange
 from services.router.front import Front, going_away
 from services.router.parse import ClientGone
@@ -34,6 +46,8 @@ ENDPOINTS: Mapping[str, Methods] = {
     "/v1/score": {"POST": scores.score},
     "/v1/rerank": {"POST": scores.rerank},
     "/v2/rerank": {"POST": scores.rerank},
+    "/v1/messages": {"POST": messages.messages},
+    "/v1/messages/count_tokens": {"POST": messages.count_tokens},
     "/v1/streams/{rid}": {"GET": streams.take_up},
     "/v1/files": {"POST": files.create, "GET": files.list_files},
     "/v1/files/{file_id}": {"GET": files.one_file, "DELETE": files.delete},

@@ -54,8 +54,12 @@ class Starter(Protocol):
         """See Generator.check."""
         ...
 
-    async def encode(self, texts: Sequence[tokenizer_pb2.Text]) -> list[Encoded]:
+    async def encode(self, texts: Sequence[tokenizer_pb2.Text], max_tokens: int) -> list[Encoded]:
         """See Generator.encode."""
+        ...
+
+    async def num_prompt_tokens(self, request: GenerateRequest) -> int:
+        """See Generator.num_prompt_tokens."""
         ...
 
     async def resume(self, rid: str, after: str, tenant: str) -> tuple[Generation, types_pb2.Shape]:

@@ -186,7 +186,8 @@ def _base(request: VectorRequest) -> GenerateRequest:
 async def _encoded(starter: Starter, request: VectorRequest, base: GenerateRequest, limits: ModelLimits) -> list[GenerateRequest]:
     """A checked request for each input. Raises InvalidRequest naming the one that is wrong."""
     cut = _cut(request, limits)
-    encoded = [await _ids(starter, request, start, cut) for start in range(0, len(request.inputs), TEXTS_AT_ONCE)]
+    most = 0 if cut else limits.max_model_len
+    encoded = [await _ids(starter, request, start, cut, most) for start in range(0, len(request.inputs), TEXTS_AT_ONCE)]
     key, requests = request.caller.idempotency_key, []
     for index, each in enumerate(itertools.chain.from_iterable(encoded)):
         one = replace(
@@ -196,8 +197,9 @@ async def _encoded(starter: Starter, request: VectorRequest, base: GenerateReque
             idempotency_key=key if key is None or len(request.inputs) == 1 else f"{key}/{index}",
             names={**request.names, "prompt": request.paths[index]},
         )
-        check_ids(one, each.token_ids, limits)
+        # Lengths first, as for prompts (generate.py).
         vector_of(one, len(each.token_ids), limits)
+        check_ids(one, each.token_ids, limits)
         requests.append(one)
     if (total := _num_tokens(requests)) > MAX_TOTAL_TOKENS:
         name = request.names.get("inputs", "input")
@@ -207,17 +209,32 @@ async def _encoded(starter: Starter, request: VectorRequest, base: GenerateReque
     return requests
 
 
-async def _ids(starter: Starter, request: VectorRequest, start: int, cut: int) -> list[Encoded]:
-    """Token ids of TEXTS_AT_ONCE inputs from `start` on, cut to so many if that is not 0."""
+async def _ids(starter: Starter, request: VectorRequest, start: int, cut: int, most: int) -> list[Encoded]:
+    """Token ids of TEXTS_AT_ONCE inputs from `start` on, cut to so many, or refused if sure to be more than `most` (0: no)."""
     inputs = request.inputs[start : start + TEXTS_AT_ONCE]
-    texts = []
-    for each in inputs:
+    texts, paths = [], []
+    for each, path in zip(inputs, request.paths[start:], strict=False):
         if isinstance(each, str | tuple):
             text, pair = (each, None) if isinstance(each, str) else each
             text_of = tokenizer_pb2.Text(text=text, pair=pair, max_tokens=cut, add_special_tokens=request.add_special_tokens)
             texts.append(text_of)
-    found = iter(await starter.encode(texts) if texts else ())
+            paths.append(path)
+    try:
+        found = iter(await starter.encode(texts, most) if texts else ())
+    except InvalidRequest as error:
+        await _blame(starter, texts, paths, most)
+        raise error
     return [next(found) if isinstance(each, str | tuple) else Encoded(list(each)[: cut or None], 0) for each in inputs]
+
+
+async def _blame(starter: Starter, texts: Sequence[tokenizer_pb2.Text], paths: Sequence[str], most: int) -> None:
+    """Raises the error that the first of these texts has by itself, under the name of its input."""
+    for text, path in zip(texts, paths, strict=True):
+        try:
+            await starter.encode([text], most)
+        except InvalidRequest as error:
+            error.param = path
+            raise
 
 
 def _cut(request: VectorRequest, limits: ModelLimits) -> int:

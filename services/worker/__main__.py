@@ -40,6 +40,7 @@ from shared.queue.keys import read_keys
 from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, WorkerFacts
 from shared.queue.types import Owner
 from shared.rpc import Server, serve
+from shared.vocabulary.files import read_tokens
 
 if TYPE_CHECKING:
     from kernels import Ops
@@ -150,6 +151,7 @@ def _decoder(config: WorkerConfig, path: Path, ops: "Ops", marks: Marks) -> Buil
         max_step_tokens=config.max_step_tokens,
         num_threads=config.num_threads,
         device=config.device,
+        read_tokens=lambda: read_tokens(path),
     )
     marks("KV cache")
     step_s = probe(runner, config.max_step_tokens)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from services.worker.engine.step import BLOCK_SIZE, Pooling, Row, RowResult, RunnerLimits, Start, Step, StepResult, TokenLogprobs
+from shared.errors import InvalidRequest
 from shared.sampling import SamplingParams
 
 _MASK = 2**64 - 1
@@ -181,6 +182,11 @@ class SimRunner:
         if left_s > 0:
             time.sleep(left_s)
         return results
+
+    def prepare(self, params: SamplingParams) -> object:
+        """Refuses: what a hash yields keeps to no grammar."""
+        message = "The sim runner computes no model: it keeps to no grammar, allowed_token_ids or bad_words."
+        raise InvalidRequest(message, param="grammar", code="unsupported_parameter")
 
     def close(self) -> None:
         """Forgets all sequences."""

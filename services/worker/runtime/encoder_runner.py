@@ -59,6 +59,10 @@ class EncoderRunner:
         self._num_threads = num_threads
         self._thread = 0
 
+    def prepare(self, params: SamplingParams) -> object:
+        """Nothing: an encoder samples nothing."""
+        return None
+
     def run(self, step: Step) -> StepResult:
         """Computes one step."""
         if self._thread != threading.get_ident():
@@ -127,7 +131,7 @@ def probe(runner: EncoderRunner, max_step_tokens: int) -> float:
     num_tokens = min(PROBE_TOKENS, runner.limits.max_model_len)
     prompt = [index % runner.limits.vocab_size for index in range(num_tokens)]
     kind = "score" if "score" in runner.limits.kinds else runner.limits.pooling
-    start = Start(0, 0, SamplingParams(seed=0, max_tokens=1), prompt, (), Pooling(kind, runner.limits.vector_size))
+    start = Start(0, 0, SamplingParams(seed=0, max_tokens=1), prompt, (), pooling=Pooling(kind, runner.limits.vector_size))
     started_at = time.monotonic()
     result = runner.run(Step([Row(0, 0, prompt, (), sample=False)], [start])).rows[0]
     took_s = time.monotonic() - started_at

@@ -65,7 +65,7 @@ def texts() -> list[list[int]]:
 def made(model: EncoderModel, prompts: Sequence[list[int]], pooling: Pooling) -> list[NDArray[np.float32]]:
     """Vectors of all prompts in one step."""
     runner = EncoderRunner(model, max_num_seqs=8, num_threads=None)
-    starts = [Start(number, 0, NOTHING, prompt, (), pooling) for number, prompt in enumerate(prompts)]
+    starts = [Start(number, 0, NOTHING, prompt, (), pooling=pooling) for number, prompt in enumerate(prompts)]
     rows = [Row(number, 0, prompt, (), sample=False) for number, prompt in enumerate(prompts)]
     results = runner.run(Step(rows, starts)).rows
     return [np.frombuffer(result.vector or b"", "<f4") for result in results]
@@ -117,7 +117,7 @@ def test_bits_do_not_depend_on_company_or_chunks_or_threads(tmp_path: Path, ops:
         assert np.array_equal(made(model, [tokens], pooling)[0], together[number])
     runner, tokens, num_threads = EncoderRunner(model, max_num_seqs=8, num_threads=1), texts()[0], torch.get_num_threads()
     try:
-        first = runner.run(Step([Row(0, 0, tokens[:20], (), sample=False)], [Start(0, 0, NOTHING, tokens, (), pooling)]))
+        first = runner.run(Step([Row(0, 0, tokens[:20], (), sample=False)], [Start(0, 0, NOTHING, tokens, (), pooling=pooling)]))
         last = runner.run(Step([Row(0, 20, tokens[20:], (), sample=False)]))
     finally:
         torch.set_num_threads(num_threads)
