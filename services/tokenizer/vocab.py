@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from shared.errors import InvalidRequest, StartupError
 from shared.vocabulary.files import is_guarded, is_special, read_source
@@ -57,6 +57,20 @@ class Vocabulary:
         """Token ids; special tokens only where `text` holds secret spellings, and at the ends if asked. Releases the GIL."""
         return array("I", self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
+    def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, max_tokens: int) -> "tuple[array[int], int]":
+        """Token ids of a text and of one that it is judged with, as the model wants them to stand; and how many are the first's.
+
+        Cut to max_tokens, special ones included, if that is not 0: the longer text loses its end. The number is 0 without pair.
+        """
+        tokenizer = self._tokenizer
+        first = tokenizer.encode(text, add_special_tokens=False)
+        second = None if pair is None else tokenizer.encode(pair, add_special_tokens=False)
+        if max_tokens:
+            special = tokenizer.num_special_tokens_to_add(second is not None) if add_special_tokens else 0
+            _shorten(first, second, max(0, max_tokens - special))
+        whole = tokenizer.post_process(first, second, add_special_tokens)
+        return array("I", whole.ids), 0 if second is None else _num_first(whole)
+
     def check_length(self, text: str, max_tokens: int) -> None:
         """Raises InvalidRequest if `text` is sure to have more than max_tokens tokens (0: any number is fine).
 
@@ -82,6 +96,25 @@ class Vocabulary:
 
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def _shorten(first: Encoding, second: Encoding | None, room: int) -> None:
+    """Cuts the end of the longer one until both have `room`; an odd token stays with it."""
+    if second is None:
+        first.truncate(room)
+        return
+    shorter, longer = sorted((first, second), key=lambda each: len(each.ids))
+    kept = min(len(shorter.ids), room // 2)
+    shorter.truncate(kept)
+    longer.truncate(room - kept)
+
+
+def _num_first(whole: Encoding) -> int:
+    """Tokens before the first of the second text, less the special ones that stand before it and begin it."""
+    second = next((index for index, number in enumerate(whole.sequence_ids) if number == 1), len(whole.ids))
+    types = whole.type_ids
+    # Where types tell the texts apart they say it best; a model without them has nothing that depends on it.
+    return types.index(1) if 1 in types else second
 
 
 def _too_long(what: str, max_tokens: int) -> InvalidRequest:
