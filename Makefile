@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --con
 # Compute threads that spin while they wait would fight with the test's other processes for the cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: serve test full warm chaos soak lint constraints wheels clean
+.PHONY: serve test full warm chaos soak compat lint constraints wheels clean
 
 serve: $(VENV)/.serve
 	@exec $(BIN)/roadtrain serve $(MODEL) $(ARGS)
@@ -28,6 +28,10 @@ chaos: $(VENV)/.dev warm
 # An hour of random faults; the report is soak/report.md. `make soak ARGS="--minutes 5 --seed 7"` is shorter, and repeats a seed.
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos.soak --minutes 60 $(ARGS)
+
+# Other people's clients and their own tests, each in an environment of its own under .compat; writes docs/compatibility.md's tables.
+compat: $(VENV)/.dev warm
+	$(BIN)/python -m tests.compat $(ARGS)
 
 # The default model fetched and the kernels compiled, so that no test waits for either.
 warm: $(VENV)/.serve

@@ -1,0 +1,74 @@
+"""The suites: where each comes from, how it is run, and which of its tests fail for a reason that is known.
+
+To add one: a row in SUITES, and a file of tests beside this one where it brings none. It knows nothing of running them.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Failures that are as they should be. `tests` finds their names, `says` what each must fail with (regular expressions)."""
+
+    tests: str
+    says: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Suite:
+    """`packages`: what its environment holds, the first is the one it is about. `sdist`: its tests are in its source archive."""
+
+    name: str
+    packages: tuple[str, ...]
+    tests: tuple[str, ...]
+    plugins: tuple[str, ...] = ("record",)
+    sdist: bool = False
+    expected: tuple[Expected, ...] = ()
+    arguments: tuple[str, ...] = ()
+    timeout_s: float = 300.0
+
+    @property
+    def distribution(self) -> str:
+        """The name of what it is about."""
+        return self.packages[0].split("[")[0].split("=")[0]
+
+    @property
+    def version(self) -> str:
+        """Which version of it."""
+        return self.packages[0].split("==")[1]
+
+
+PYTEST = ("pytest==9.2.0", "pytest-timeout==2.4.0")
+API = "tests/api_resources"
+
+SUITES = (
+    Suite(
+        "openai-python's own",
+        ("openai==3.54.0", *PYTEST, "pytest-asyncio", "rich", "inline-snapshot", "aiohttp"),
+        tuple(
+            f"{API}/{name}"
+            for name in (
+                "chat/test_completions.py",
+                "test_completions.py",
+                "test_embeddings.py",
+                "test_models.py",
+                "test_responses.py",
+                "responses",
+                "test_files.py",
+                "test_batches.py",
+            )
+        ),
+        plugins=("record", "openai_adapter"),
+        sdist=True,
+        # Theirs turn warnings into errors, and run as many processes as there are cores.
+        arguments=("-o", "addopts=", "-o", "filterwarnings="),
+    ),
+    Suite("langchain", ("langchain-openai", "langchain-tests", *PYTEST), ("with_langchain.py",)),
+    Suite("pydantic-ai", ("pydantic-ai-slim[openai]", *PYTEST), ("with_pydantic_ai.py",)),
+    Suite("instructor", ("instructor", *PYTEST), ("with_instructor.py",)),
+    Suite("llm", ("llm", *PYTEST), ("with_llm.py",)),
+    Suite("LiteLLM", ("litellm", *PYTEST), ("with_litellm.py",)),
+    Suite("anthropic", ("anthropic", *PYTEST), ("with_anthropic.py",)),
+    Suite("schemathesis", ("schemathesis", *PYTEST), ("with_schemathesis.py",)),
+)

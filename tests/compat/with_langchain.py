@@ -1,0 +1,32 @@
+"""LangChain's standard tests of chat models, with ChatOpenAI pointed here by OPENAI_API_BASE. It knows nothing of the server."""
+
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_openai import ChatOpenAI
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+
+
+class TestChatOpenAI(ChatModelIntegrationTests):
+    """Says what the model can do; the tests are inherited."""
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatOpenAI
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        # LangChain asks for usage in streams by itself only of OpenAI's own address.
+        return {"model": "default", "temperature": 0, "max_tokens": 200, "stream_usage": True}
+
+    @property
+    def has_tool_choice(self) -> bool:
+        return True
+
+    @property
+    def structured_output_kwargs(self) -> dict[str, Any]:
+        return {"method": "json_schema"}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
