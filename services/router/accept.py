@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from services.router.chats import chat_message, check_chat, check_num_messages
 from services.router.generate import DEFAULT_BAND, GenerateRequest
+from services.router.grammars import grammar_of
 from services.router.prompts import check_text, prompts_of, unpack
 from services.router.schema import Body, ChatBody, CompletionBody, StreamOptions
 from shared.errors import InvalidRequest
+from shared.grammars import Grammar
 from shared.pb import router_pb2, tokenizer_pb2, types_pb2
 from shared.sampling import SamplingParams, from_proto
 
@@ -67,8 +69,10 @@ def chat_request(body: ChatBody, caller: Caller) -> GenerateRequest:
         continue_final_message=bool(body.continue_final_message),
     )
     check_chat(chat)
+    grammar, grammar_name = grammar_of(body)
     sampling = _sampling(
         body,
+        grammar=grammar,
         max_tokens=limits.pop() if limits else None,
         num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         num_prompt_logprobs=body.prompt_logprobs,
@@ -79,6 +83,7 @@ def chat_request(body: ChatBody, caller: Caller) -> GenerateRequest:
         "num_logprobs": "top_logprobs",
         "num_prompt_logprobs": "prompt_logprobs",
         "band": "priority",
+        "grammar": grammar_name,
     }
     return _request(body, chat, sampling, caller, names)
 
@@ -94,8 +99,10 @@ def completion_requests(body: CompletionBody, caller: Caller) -> list[GenerateRe
         )
     # With echo the prompt's tokens are part of the answer, and so are their log-probabilities.
     prompt_logprobs = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
+    grammar, grammar_name = grammar_of(body)
     sampling = _sampling(
         body,
+        grammar=grammar,
         max_tokens=DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens,
         num_logprobs=body.logprobs,
         num_prompt_logprobs=prompt_logprobs,
@@ -108,6 +115,7 @@ def completion_requests(body: CompletionBody, caller: Caller) -> list[GenerateRe
         "num_logprobs": "logprobs",
         "num_prompt_logprobs": "prompt_logprobs" if own else "logprobs",
         "band": "priority",
+        "grammar": grammar_name,
     }
     requests = []
     for index, prompt in enumerate(prompts):
@@ -175,7 +183,14 @@ def _check_stream(body: Body) -> None:
         )
 
 
-def _sampling(body: Body, *, max_tokens: int | None, num_logprobs: int | None, num_prompt_logprobs: int | None) -> SamplingParams:
+def _sampling(
+    body: Body,
+    *,
+    grammar: Grammar | None,
+    max_tokens: int | None,
+    num_logprobs: int | None,
+    num_prompt_logprobs: int | None,
+) -> SamplingParams:
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return SamplingParams(
         **{name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None},
@@ -185,6 +200,9 @@ def _sampling(body: Body, *, max_tokens: int | None, num_logprobs: int | None, n
         stop_token_ids=tuple(body.stop_token_ids or ()),
         num_logprobs=num_logprobs,
         num_prompt_logprobs=num_prompt_logprobs,
+        grammar=grammar,
+        allowed_token_ids=tuple(body.allowed_token_ids or ()),
+        bad_words=tuple(body.bad_words or ()),
     )
 
 

@@ -8,9 +8,10 @@ import hashlib
 import secrets
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.router import position as positions
+from services.router.bad_words import spellings_of, texts_of
 from services.router.choice import ChoiceEnd, DecodeRule, EndReason, Event, TextDelta
 from services.router.generation import CancelReason, Ending, Facts, Generation, Road
 from services.router.ledger import Ledger
@@ -29,6 +30,7 @@ from shared.queue.payload import digest, open_sealed, seal
 from shared.queue.rid import is_rid, new_rid, rid_for_key
 from shared.queue.types import NewRequest
 from shared.sampling import SamplingParams, from_proto, to_proto
+from shared.tasks import end_tasks
 
 __all__ = [
     "DEFAULT_BAND",
@@ -102,7 +104,7 @@ class Generator:
         limits = self._workers.limits()
         request.sampling.validate(vocab_size=limits.vocab_size, names=request.names)
         description = await self._tokenizers.describe()
-        token_ids = await self._encode(request)
+        token_ids, request = await self._texts(request)
         prepared = self._prepare(request, token_ids, limits)
         new = self._new_request(request, prepared)
         after = _position(request.after, prepared.rid, prepared.params.n)
@@ -176,6 +178,33 @@ class Generator:
             return False
         answer = await self._queue.cancel(rid, tenant=tenant, router_id=self._router_id, attach=0, why="client")
         return answer.verdict == "ok"
+
+    async def _texts(self, request: GenerateRequest) -> tuple[list[int], GenerateRequest]:
+        """What only the tokenizer can say, asked for at once: the prompt's ids, whether the grammar is one, bad words' ids."""
+        sampling = request.sampling
+        if not sampling.is_constrained:
+            return await self._encode(request), request
+        asked = [asyncio.create_task(call) for call in (self._check(request), self._spell(sampling.bad_words))]
+        try:
+            token_ids = await self._encode(request)
+            _, bad_word_ids = await asyncio.gather(*asked)
+        finally:
+            await end_tasks(asked)
+        return token_ids, replace(request, sampling=replace(sampling, bad_word_ids=bad_word_ids))
+
+    async def _check(self, request: GenerateRequest) -> None:
+        if (asked := to_proto(request.sampling)).HasField("grammar"):
+            try:
+                await self._tokenizers.check_grammar(asked.grammar)
+            except InvalidRequest as error:
+                name = request.names.get("grammar", "grammar")
+                message = error.message.replace("'grammar'", f"'{name}'", 1)
+                raise InvalidRequest(message, param=name, code=error.code) from None
+
+    async def _spell(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        if not words:
+            return ()
+        return spellings_of(await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(texts=texts_of(words))))
 
     async def _encode(self, request: GenerateRequest) -> list[int]:
         prompt = request.prompt

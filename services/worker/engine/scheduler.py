@@ -218,7 +218,7 @@ class Scheduler:
         if not sequence.started:
             sequence.started = True
             work, output = sequence.request.work, tokens[sequence.num_prompt :]
-            plan.step.starts.append(Start(sequence.seq_id, sequence.choice, work.params, work.prompt, output))
+            plan.step.starts.append(Start(sequence.seq_id, sequence.choice, work.params, work.prompt, output, work.guide))
         plan.step.rows.append(row)
         plan.sequences.append(sequence)
 
