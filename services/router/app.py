@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.router.answers import shown
 from services.router.auth import PUBLIC_PATHS, authenticate
-from services.router.endpoints import batches, chat, completions, files, health, models, responses, streams
+from services.router.endpoints import batches, chat, completions, files, health, messages, models, responses, streams
 from services.router.exchange import Exchange
 from services.router.front import Front, going_away
 from services.router.parse import ClientGone
@@ -30,6 +30,8 @@ Methods = Mapping[str, Handle]
 ENDPOINTS: Mapping[str, Methods] = {
     "/v1/chat/completions": {"POST": chat.chat},
     "/v1/completions": {"POST": completions.completions},
+    "/v1/messages": {"POST": messages.messages},
+    "/v1/messages/count_tokens": {"POST": messages.count_tokens},
     "/v1/streams/{rid}": {"GET": streams.take_up},
     "/v1/files": {"POST": files.create, "GET": files.list_files},
     "/v1/files/{file_id}": {"GET": files.one_file, "DELETE": files.delete},

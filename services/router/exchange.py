@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.router.accept import Caller
 from services.router.batch.upload import Form, read_form
-from services.router.errors_http import Headers, error_body, error_headers
+from services.router.errors_http import Headers, error_body, error_event, error_headers
 from services.router.parse import ClientGone, check_media_type, parse_object, read_body
 from shared.errors import InvalidRequest, NotFound, RoadtrainError, mapped
 from shared.telemetry import context_from_headers
@@ -147,7 +147,8 @@ class Exchange:
 
     async def answer_error(self, error: RoadtrainError) -> None:
         """The whole answer is an error."""
-        await self.answer(mapped(error).http_status, error_body(error), headers=error_headers(error))
+        body = error_body(error, self.scope["path"], self.request_id)
+        await self.answer(mapped(error).http_status, body, headers=error_headers(error))
 
     async def answer_file(self, path: Path) -> None:
         """The whole answer is what stands at `path`, sent as fast as the client reads. Raises NotFound if there is nothing."""
@@ -175,7 +176,7 @@ class Exchange:
         if not self.answered:
             await self.answer_error(error)
         elif self._streaming:
-            await self.write(b"data: " + error_body(error) + b"\n\n", last=True)
+            await self.write(error_event(error, self.scope["path"], self.request_id), last=True)
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Further bytes of an event stream; waits while the client reads too slowly."""

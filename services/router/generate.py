@@ -15,6 +15,7 @@ from services.router.bad_words import spellings_of, texts_of
 from services.router.choice import ChoiceEnd, DecodeRule, EndReason, Event, TextDelta
 from services.router.generation import CancelReason, Ending, Facts, Generation, Road
 from services.router.ledger import Ledger
+from services.router.reading import formats, reading_of, sampling_of
 from services.router.request import DEFAULT_BAND, GenerateRequest, Prompt
 from services.router.resume import Resumer
 from services.router.sequencer import Held, pack, unpack
@@ -65,7 +66,10 @@ class Prepared:
 
 
 class Generator:
-    """Starts requests of one router. `keys` sign payloads, the first one also derives rids from idempotency keys."""
+    """Starts requests of one router. `keys` sign payloads, the first one also derives rids from idempotency keys.
+
+    `parsers`: of calls and of reasoning, where the operator names them.
+    """
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class Generator:
         keys: Sequence[bytes],
         names: tuple[str, ...],
         default_deadline_s: float,
+        parsers: tuple[str | None, str | None] = (None, None),
     ):
         self._road = road
         self._ledger = ledger
@@ -91,6 +96,7 @@ class Generator:
         self._keys = keys
         self._names = names
         self._default_deadline_s = default_deadline_s
+        self._parsers = parsers
 
     async def start(self, request: GenerateRequest) -> Generation:
         """Accept one request: validate, render and encode, check lengths, put on the queue.
@@ -104,14 +110,20 @@ class Generator:
         limits = self._workers.limits()
         request.sampling.validate(vocab_size=limits.vocab_size, names=request.names)
         description = await self._tokenizers.describe()
-        token_ids, request = await self._texts(request)
-        prepared = self._prepare(request, token_ids, limits)
+        token_ids, reading, request = await self._texts(request, description)
+        prepared = self._prepare(request, token_ids, reading, limits)
         new = self._new_request(request, prepared)
         after = _position(request.after, prepared.rid, prepared.params.n)
         generation = self._generation(new, prepared.payload, prepared.deadline_s, description.eos_token_ids, after)
         crash.point("router.accepted")
         await self._settle(generation, self._resumer.put(generation, new))
         return generation
+
+    async def num_prompt_tokens(self, request: GenerateRequest) -> int:
+        """How long the request's prompt would be. Raises InvalidRequest, NotFound, Unavailable."""
+        check_model(request, self._names)
+        token_ids, _ = await self._encode(request, await self._tokenizers.describe())
+        return len(token_ids)
 
     async def resume(self, rid: str, after: str, tenant: str) -> tuple[Generation, types_pb2.Shape]:
         """Take up a tenant's stream after the event whose id is `after`, or from the beginning; and how it was answered.
@@ -141,7 +153,8 @@ class Generator:
         held = Held(request.rid, 0, params.n, params.num_logprobs, after.counts if after else ())
         rule = _decode_rule(params, prompt if payload.shape.echo else (), eos_token_ids, echo_given=after is not None)
         wants = params.num_prompt_logprobs is not None
-        facts = Facts(self._names[0], request.tenant, payload.shape.created, prompt, rule, deadline_s, wants, after)
+        reading = payload.shape.reading if payload.shape.HasField("reading") else None
+        facts = Facts(self._names[0], request.tenant, payload.shape.created, prompt, rule, deadline_s, wants, after, reading)
         return Generation(held, facts, self._road)
 
     async def _settle(self, generation: Generation, attaching: Coroutine[None, None, None]) -> None:
@@ -179,18 +192,22 @@ class Generator:
         answer = await self._queue.cancel(rid, tenant=tenant, router_id=self._router_id, attach=0, why="client")
         return answer.verdict == "ok"
 
-    async def _texts(self, request: GenerateRequest) -> tuple[list[int], GenerateRequest]:
-        """What only the tokenizer can say, asked for at once: the prompt's ids, whether the grammar is one, bad words' ids."""
-        sampling = request.sampling
-        if not sampling.is_constrained:
-            return await self._encode(request), request
-        asked = [asyncio.create_task(call) for call in (self._check(request), self._spell(sampling.bad_words))]
-        try:
-            token_ids = await self._encode(request)
-            _, bad_word_ids = await asyncio.gather(*asked)
-        finally:
-            await end_tasks(asked)
-        return token_ids, replace(request, sampling=replace(sampling, bad_word_ids=bad_word_ids))
+    async def _texts(
+        self, request: GenerateRequest, description: tokenizer_pb2.Description
+    ) -> tuple[list[int], types_pb2.Reading | None, GenerateRequest]:
+        """What only the tokenizer can say: the prompt's ids, how output is read, whether the grammar is one, bad words' ids."""
+        token_ids, reading = await self._encode(request, description)
+        sampling = request.sampling if reading is None else sampling_of(request.sampling, reading, request.tools)
+        request = replace(request, sampling=sampling)
+        if sampling.is_constrained:
+            checking = asyncio.create_task(self._check(request))
+            try:
+                bad_word_ids = await self._spell(sampling.bad_words)
+                await checking
+            finally:
+                await end_tasks([checking])
+            request = replace(request, sampling=replace(sampling, bad_word_ids=bad_word_ids))
+        return token_ids, reading, request
 
     async def _check(self, request: GenerateRequest) -> None:
         if (asked := to_proto(request.sampling)).HasField("grammar"):
@@ -206,17 +223,22 @@ class Generator:
             return ()
         return spellings_of(await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(texts=texts_of(words))))
 
-    async def _encode(self, request: GenerateRequest) -> list[int]:
+    async def _encode(
+        self, request: GenerateRequest, description: tokenizer_pb2.Description
+    ) -> tuple[list[int], types_pb2.Reading | None]:
         prompt = request.prompt
         if isinstance(prompt, str):
             (token_ids,) = await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(texts=[tokenizer_pb2.Text(text=prompt)]))
-            return token_ids
+            return token_ids, None
         if isinstance(prompt, tokenizer_pb2.Chat):
-            (token_ids,) = await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(chat=prompt))
-            return token_ids
-        return list(prompt)
+            token_ids, is_open = await self._tokenizers.encode_chat(prompt)
+            spoken = formats(description, tool_parser=self._parsers[0], reasoning_parser=self._parsers[1])
+            return token_ids, reading_of(spoken, request.tools, reasoning_open=is_open, hide_reasoning=request.hide_reasoning)
+        return list(prompt), None
 
-    def _prepare(self, request: GenerateRequest, token_ids: list[int], limits: ModelLimits) -> Prepared:
+    def _prepare(
+        self, request: GenerateRequest, token_ids: list[int], reading: types_pb2.Reading | None, limits: ModelLimits
+    ) -> Prepared:
         check_ids(request, token_ids, limits)
         key = request.idempotency_key
         num_shards = self._queue.num_shards
@@ -230,7 +252,7 @@ class Generator:
             sampling=to_proto(request.sampling),
             cache_salt=_salt(request.tenant, request.cache_salt),
             shape=types_pb2.Shape(
-                echo=request.echo, include_usage=request.include_usage, dialect=request.dialect, reading=request.reading
+                echo=request.echo, include_usage=request.include_usage, dialect=request.dialect, reading=reading
             ),
         )
         # What was asked, before a seed is drawn that nobody gave.

@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from services.router.tools import MAX_TOOLS, Tool, ToolChoice
 from shared.errors import InvalidRequest
 
 Label = Annotated[str, Meta(max_length=512)]
+MAX_DOCUMENTS = 128
 Metadata = Annotated[dict[Annotated[str, Meta(max_length=64)], Label], Meta(max_length=16)]
 
 
@@ -144,8 +146,15 @@ class ChatBody(Body, kw_only=True):
     max_completion_tokens: int | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    # Without tools there is nothing to call in parallel; a text model has one way to be brief.
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    # vLLM's
+    include_reasoning: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: Annotated[list[dict[str, Any]], Meta(max_length=MAX_DOCUMENTS)] | None = None
+    # A text model has one way to be brief.
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
@@ -178,20 +187,14 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
 REFUSED: Mapping[type[Body], Mapping[str, tuple[Any, ...]]] = {
     ChatBody: {
         **_REFUSED,
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "reasoning_effort": ("none",),
-        "include_reasoning": (True,),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
         "moderation": (),
         "web_search_options": (),
         "chat_template": (),
-        "chat_template_kwargs": ({},),
-        "documents": ([],),
         "mm_processor_kwargs": ({},),
         "media_io_kwargs": ({},),
         "add_special_tokens": (False,),

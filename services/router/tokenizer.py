@@ -113,12 +113,19 @@ class Tokenizers:
         return self._description
 
     async def encode(self, request: tokenizer_pb2.EncodeRequest) -> list[list[int]]:
-        """Token ids of each text, the chat's last. Raises InvalidRequest if a chat cannot be rendered, or Unavailable."""
+        """Token ids of each text. Raises Unavailable."""
+        return [unpack(packed) for packed in (await self._encode(request)).token_ids]
+
+    async def encode_chat(self, chat: tokenizer_pb2.Chat) -> tuple[list[int], bool]:
+        """Token ids, and whether they end within reasoning. Raises InvalidRequest if it cannot be rendered, or Unavailable."""
+        reply = await self._encode(tokenizer_pb2.EncodeRequest(chat=chat))
+        return unpack(reply.token_ids[0]), reply.reasoning_open
+
+    async def _encode(self, request: tokenizer_pb2.EncodeRequest) -> tokenizer_pb2.EncodeReply:
         for_size_s = TRY_S_PER_MB * request.ByteSize() / 1e6
-        reply = await self._any(
+        return await self._any(
             lambda replica: replica.stub.Encode(request, timeout=TRY_S + for_size_s), hedge_s=HEDGE_S + for_size_s
         )
-        return [unpack(packed) for packed in reply.token_ids]
 
     async def check_grammar(self, grammar: types_pb2.Grammar) -> None:
         """Raises InvalidRequest, code and all, for a grammar that cannot be followed, or Unavailable."""

@@ -11,6 +11,7 @@ from typing import Any
 from services.tokenizer import vocab
 from services.tokenizer.chat import ChatEncoder
 from services.tokenizer.detokenize import Detokenizer
+from services.tokenizer.formats import call_format, reasoning_format
 from services.tokenizer.grammar_pool import GrammarPool
 from services.tokenizer.render_pool import RenderPool
 from services.tokenizer.vocab import Vocabulary
@@ -43,6 +44,8 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
             eos_token_ids=source.eos_token_ids,
             has_chat_template=bool(source.templates),
             digest=self._vocabulary.digest,
+            tool_parser=call_format(source.templates),
+            reasoning_parser=reasoning_format(source.templates),
         )
 
     async def Encode(self, request: tokenizer_pb2.EncodeRequest, context: Any) -> tokenizer_pb2.EncodeReply:  # noqa: N802
@@ -54,9 +57,11 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
 
     def _encode(self, request: tokenizer_pb2.EncodeRequest) -> tokenizer_pb2.EncodeReply:
         inputs = [self._encode_text(text) for text in request.texts]
+        is_open = False
         if request.HasField("chat"):
-            inputs.append(self._chats.encode(request.chat))
-        return tokenizer_pb2.EncodeReply(token_ids=[ids.tobytes() for ids in inputs])
+            ids, is_open = self._chats.encode(request.chat)
+            inputs.append(ids)
+        return tokenizer_pb2.EncodeReply(token_ids=[ids.tobytes() for ids in inputs], reasoning_open=is_open)
 
     def _encode_text(self, text: tokenizer_pb2.Text) -> "array[int]":
         add_special_tokens = text.add_special_tokens if text.HasField("add_special_tokens") else True
