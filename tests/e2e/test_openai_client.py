@@ -113,6 +113,8 @@ def test_models(api: openai.OpenAI) -> None:
 def test_responses(api: openai.OpenAI) -> None:
     answer = api.responses.create(model="default", input=QUESTION, temperature=0, max_output_tokens=24)
     assert "Paris" in answer.output_text
+    assert answer.usage
+    assert api.responses.input_tokens.count(model="default", input=QUESTION).input_tokens == answer.usage.input_tokens
     with api.responses.stream(model="default", input=QUESTION, temperature=0, max_output_tokens=24) as stream:
         numbers = [event.sequence_number for event in stream]
         final = stream.get_final_response()

@@ -27,6 +27,25 @@ _NAMES = {"prompt": "input", "max_tokens": "max_output_tokens", "num_logprobs": 
 
 async def create(exchange: Exchange, front: Front) -> None:
     """Answers one response: streamed, whole, or as soon as it stands in the queue. Raises RoadtrainError."""
+    body, items, request = await _read(exchange, front)
+    asked = _Asked(exchange, front, body, items, request)
+    if body.background:
+        await asked.in_background()
+    elif body.stream:
+        await asked.streamed()
+    else:
+        await exchange.answer_object(await exchange.while_listening(asked.whole()))
+
+
+async def count_tokens(exchange: Exchange, front: Front) -> None:
+    """How many tokens the model would read for that response. Raises RoadtrainError."""
+    _, _, request = await _read(exchange, front)
+    num_tokens = await front.plane.generator.num_prompt_tokens(request)
+    await exchange.answer_object({"object": "response.input_tokens", "input_tokens": num_tokens})
+
+
+async def _read(exchange: Exchange, front: Front) -> tuple[ResponsesBody, list[dict[str, Any]], GenerateRequest]:
+    """The body, its conversation from the beginning, and the chat that they make."""
     front.admit()
     body, unknown = read_body(await exchange.read_object(front.config.max_body_bytes))
     exchange.note_ignored(unknown, strict=front.config.strict)
@@ -35,13 +54,7 @@ async def create(exchange: Exchange, front: Front) -> None:
         request = chat_request(chat_of(body, items), exchange.caller())
     except InvalidRequest as error:
         raise renamed(error) from None
-    asked = _Asked(exchange, front, body, items, dataclasses.replace(request, names=_NAMES))
-    if body.background:
-        await asked.in_background()
-    elif body.stream:
-        await asked.streamed()
-    else:
-        await exchange.answer_object(await exchange.while_listening(asked.whole()))
+    return body, items, dataclasses.replace(request, names=_NAMES)
 
 
 class _Asked:
