@@ -45,7 +45,7 @@ API = "tests/api_resources"
 SUITES = (
     Suite(
         "openai-python's own",
-        ("openai==3.54.0", *PYTEST, "pytest-asyncio", "rich", "inline-snapshot", "aiohttp"),
+        ("openai==3.54.0", *PYTEST, "pytest-asyncio==1.5.0", "rich==15.0.0", "inline-snapshot==0.36.1", "aiohttp==3.14.5"),
         tuple(
             f"{API}/{name}"
             for name in (
@@ -64,11 +64,11 @@ SUITES = (
         # Theirs turn warnings into errors, and run as many processes as there are cores.
         arguments=("-o", "addopts=", "-o", "filterwarnings="),
     ),
-    Suite("langchain", ("langchain-openai", "langchain-tests", *PYTEST), ("with_langchain.py",)),
-    Suite("pydantic-ai", ("pydantic-ai-slim[openai]", *PYTEST), ("with_pydantic_ai.py",)),
-    Suite("instructor", ("instructor", *PYTEST), ("with_instructor.py",)),
-    Suite("llm", ("llm", *PYTEST), ("with_llm.py",)),
-    Suite("LiteLLM", ("litellm", *PYTEST), ("with_litellm.py",)),
-    Suite("anthropic", ("anthropic", *PYTEST), ("with_anthropic.py",)),
-    Suite("schemathesis", ("schemathesis", *PYTEST), ("with_schemathesis.py",)),
+    Suite("langchain", ("langchain-openai==1.7.4", "langchain-tests==1.1.9", *PYTEST), ("with_langchain.py",)),
+    Suite("pydantic-ai", ("pydantic-ai-slim[openai]==2.68.0", *PYTEST), ("with_pydantic_ai.py",)),
+    Suite("instructor", ("instructor==1.17.0", *PYTEST), ("with_instructor.py",)),
+    Suite("llm", ("llm==0.36", *PYTEST), ("with_llm.py",)),
+    Suite("LiteLLM", ("litellm==1.110.2", *PYTEST), ("with_litellm.py",)),
+    Suite("anthropic", ("anthropic==2.14.0", *PYTEST), ("with_anthropic.py",)),
+    Suite("schemathesis", ("schemathesis==4.32.5", *PYTEST), ("with_schemathesis.py",)),
 )

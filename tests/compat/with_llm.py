@@ -13,6 +13,10 @@ MODELS = """
   api_base: {url}/v1
   supports_schema: true
   supports_tools: true
+- model_id: roadtrain-responses
+  model_name: default
+  api_base: {url}/v1
+  responses: true
 - model_id: roadtrain-completion
   model_name: default
   api_base: {url}/v1
@@ -37,10 +41,11 @@ def llm(*arguments: str) -> str:
 QUESTION = ("What is the capital of France?", "-o", "temperature", "0", "-o", "max_tokens", "40")
 
 
-def test_streamed_and_not_are_one_answer() -> None:
-    whole = llm("-m", "roadtrain", "--no-stream", *QUESTION)
+@pytest.mark.parametrize("model", ["roadtrain", "roadtrain-responses"])
+def test_streamed_and_not_are_one_answer(model: str) -> None:
+    whole = llm("-m", model, "--no-stream", *QUESTION)
     assert "Paris" in whole
-    assert llm("-m", "roadtrain", *QUESTION) == whole
+    assert llm("-m", model, *QUESTION) == whole
 
 
 def test_a_conversation_goes_on() -> None:

@@ -1,8 +1,11 @@
 """pydantic-ai: an agent with a tool, and answers of a type. It knows nothing of the server."""
 
+from collections.abc import Callable
+
 import pytest
 from pydantic import BaseModel, Field
-from pydantic_ai import Agent, NativeOutput, ToolOutput
+from pydantic_ai import Agent, NativeOutput, RunContext, ToolOutput
+from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.settings import ModelSettings
 
@@ -25,4 +28,36 @@ def test_a_typed_output(model: type, output: type) -> None:
     agent = Agent(model("default"), output_type=output(City), model_settings=SETTINGS, retries=0)
     answer = agent.run_sync("Where is the Eiffel tower?")
     assert isinstance(answer.output, City)
-    assert answer.usage().output_tokens > 0
+    assert answer.usage.output_tokens > 0
+
+
+class CallsFirst(AbstractCapability[None]):
+    """Makes the model call a tool in its first step: by itself a small one rarely does."""
+
+    def get_model_settings(self) -> Callable[[RunContext[None]], ModelSettings]:
+        return lambda context: ModelSettings(tool_choice=["population"]) if context.run_step == 1 else ModelSettings()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_tool_and_a_typed_output(model: type) -> None:
+    agent = Agent(model("default"), output_type=ToolOutput(City), model_settings=SETTINGS, capabilities=[CallsFirst()])
+    asked = []
+
+    @agent.tool_plain
+    def population(number: int) -> int:
+        """The population of the city of that number."""
+        asked.append(number)
+        return 2_100_000
+
+    answer = agent.run_sync("What is the population of city number 7? Which city is it?")
+    assert asked
+    assert isinstance(answer.output, City)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_stream_of_text(model: type) -> None:
+    agent = Agent(model("default"), model_settings=SETTINGS)
+    with_pieces = agent.run_stream_sync("What is the capital of France?")
+    pieces = list(with_pieces.stream_text(delta=True))
+    assert len(pieces) > 1
+    assert "Paris" in "".join(pieces)
