@@ -8,7 +8,6 @@ It knows the SDK's one way to send a request, and nothing of the tests.
 
 import functools
 import json
-import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -17,8 +16,6 @@ import httpx2
 import openai
 import pytest
 from openai._base_client import AsyncAPIClient, SyncAPIClient
-
-BASE_URL = os.environ["TEST_API_BASE_URL"]
 
 # What is given to a request that lacks it (some tests call create() with nothing at all).
 NEEDED = {"model": "default", "input": "Say hello.", "purpose": "batch"}
@@ -39,101 +36,97 @@ REFUSED: dict[str, frozenset[str]] = {
 }  # fmt: skip
 ATTEMPTS = 20
 
-_noted: list[str] = []
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_Adapter(f"{config.getoption('--url')}/v1"))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    report = yield
-    if call.when == "call":
-        report.user_properties += [("refused", name) for name in dict.fromkeys(_noted)]
-        _noted.clear()
-    return report
+class _Adapter:
+    """Stands before the SDK's `request`, and notes for each test what it had to change."""
 
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url
+        self._noted: list[str] = []
+        # The ids that tests name, and how to make what they stand for.
+        self._real: dict[str, Callable[[str], str]] = {
+            r"/files/(file_id)\b": self._file,
+            r"/batches/(batch_id)\b": self._batch,
+            r"/responses/(resp_677efb5139a88190b512bc3fef8e535d|response_id)\b": self._response,
+        }
+        SyncAPIClient.request = self._patient(SyncAPIClient.request)  # type: ignore[method-assign]
+        AsyncAPIClient.request = self._patient_async(AsyncAPIClient.request)  # type: ignore[method-assign]
 
-def pytest_configure() -> None:
-    SyncAPIClient.request = _patient(SyncAPIClient.request)  # type: ignore[method-assign]
-    AsyncAPIClient.request = _patient_async(AsyncAPIClient.request)  # type: ignore[method-assign]
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+        report = yield
+        if call.when == "call":
+            report.user_properties += [("refused", name) for name in dict.fromkeys(self._noted)]
+            self._noted.clear()
+        return report
 
+    def _patient(self, send: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(send)
+        def request(client: Any, cast_to: Any, options: Any, **kwargs: Any) -> Any:
+            self._name_real_objects(options)
+            for _ in range(ATTEMPTS):
+                try:
+                    return send(client, cast_to, options, **kwargs)
+                except (openai.BadRequestError, openai.NotFoundError) as error:
+                    self._yield_to(options, error)
+            raise AssertionError("the server goes on refusing")
 
-def _patient(send: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(send)
-    def request(self: Any, cast_to: Any, options: Any, **kwargs: Any) -> Any:
-        _name_real_objects(options)
-        for _ in range(ATTEMPTS):
-            try:
-                return send(self, cast_to, options, **kwargs)
-            except (openai.BadRequestError, openai.NotFoundError) as error:
-                _yield_to(options, error)
-        raise AssertionError("the server goes on refusing")
+        return request
 
-    return request
+    def _patient_async(self, send: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        @functools.wraps(send)
+        async def request(client: Any, cast_to: Any, options: Any, **kwargs: Any) -> Any:
+            self._name_real_objects(options)
+            for _ in range(ATTEMPTS):
+                try:
+                    return await send(client, cast_to, options, **kwargs)
+                except (openai.BadRequestError, openai.NotFoundError) as error:
+                    self._yield_to(options, error)
+            raise AssertionError("the server goes on refusing")
 
+        return request
 
-def _patient_async(send: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    @functools.wraps(send)
-    async def request(self: Any, cast_to: Any, options: Any, **kwargs: Any) -> Any:
-        _name_real_objects(options)
-        for _ in range(ATTEMPTS):
-            try:
-                return await send(self, cast_to, options, **kwargs)
-            except (openai.BadRequestError, openai.NotFoundError) as error:
-                _yield_to(options, error)
-        raise AssertionError("the server goes on refusing")
+    def _yield_to(self, options: Any, error: openai.APIStatusError) -> None:
+        """Changes the request as the error asks, or raises it."""
+        body = dict(options.json_data or {})
+        field = re.split(r"[.\[]", error.param or "")[0]
+        if error.code == "missing_required_parameter" and field in NEEDED:
+            body[field] = NEEDED[field]
+            self._noted.append(f"(without {field})")
+        elif field in body and field in REFUSED.get(options.url, ()):
+            self._noted.append(f"{field} ({error.code})")
+            del body[field]
+        else:
+            raise error
+        options.json_data = body
 
-    return request
+    def _name_real_objects(self, options: Any) -> None:
+        for pattern, make in self._real.items():
+            found = re.match(pattern, options.url)
+            if found:
+                options.url = options.url.replace(found[1], make(options.url), 1)
+        body = options.json_data
+        if isinstance(body, dict) and "input_file_id" in body:
+            options.json_data = {**body, "input_file_id": self._file(options.url)}
 
+    def _post(self, path: str, **content: Any) -> str:
+        answer = httpx2.post(f"{self._base_url}{path}", headers={"Authorization": "Bearer none"}, timeout=60, **content)
+        answer.raise_for_status()
+        return str(answer.json()["id"])
 
-def _yield_to(options: Any, error: openai.APIStatusError) -> None:
-    """Changes the request as the error asks, or raises it."""
-    body = dict(options.json_data or {})
-    field = re.split(r"[.\[]", error.param or "")[0]
-    if error.code == "missing_required_parameter" and field in NEEDED:
-        body[field] = NEEDED[field]
-        _noted.append(f"(without {field})")
-    elif field in body and field in REFUSED.get(options.url, ()):
-        _noted.append(f"{field} ({error.code})")
-        del body[field]
-    else:
-        raise error
-    options.json_data = body
+    def _file(self, url: str) -> str:
+        body = {"model": "default", "input": "Say hello.", "max_output_tokens": 16}
+        line = {"custom_id": "1", "method": "POST", "url": "/v1/responses", "body": body}
+        return self._post("/files", files={"file": ("lines.jsonl", json.dumps(line).encode())}, data={"purpose": "batch"})
 
+    def _batch(self, url: str) -> str:
+        body = {"input_file_id": self._file(url), "endpoint": "/v1/responses", "completion_window": "24h"}
+        return self._post("/batches", json=body)
 
-def _name_real_objects(options: Any) -> None:
-    for pattern, make in REAL.items():
-        found = re.match(pattern, options.url)
-        if found:
-            options.url = options.url.replace(found[1], make(options.url), 1)
-    body = options.json_data
-    if isinstance(body, dict) and "input_file_id" in body:
-        options.json_data = {**body, "input_file_id": _file(options.url)}
-
-
-def _post(path: str, **content: Any) -> str:
-    answer = httpx2.post(f"{BASE_URL}{path}", headers={"Authorization": "Bearer none"}, timeout=60, **content)
-    answer.raise_for_status()
-    return str(answer.json()["id"])
-
-
-def _file(url: str) -> str:
-    body = {"model": "default", "input": "Say hello.", "max_output_tokens": 16}
-    line = {"custom_id": "1", "method": "POST", "url": "/v1/responses", "body": body}
-    return _post("/files", files={"file": ("lines.jsonl", json.dumps(line).encode())}, data={"purpose": "batch"})
-
-
-def _batch(url: str) -> str:
-    return _post("/batches", json={"input_file_id": _file(url), "endpoint": "/v1/responses", "completion_window": "24h"})
-
-
-def _response(url: str) -> str:
-    background = url.endswith("/cancel")
-    body = {"model": "default", "input": "Say hello.", "max_output_tokens": 16, "background": background}
-    return _post("/responses", json=body)
-
-
-# The ids that tests name, and how to make what they stand for.
-REAL: dict[str, Callable[[str], str]] = {
-    r"/files/(file_id)\b": _file,
-    r"/batches/(batch_id)\b": _batch,
-    r"/responses/(resp_677efb5139a88190b512bc3fef8e535d|response_id)\b": _response,
-}
+    def _response(self, url: str) -> str:
+        body = {"model": "default", "input": "Say hello.", "max_output_tokens": 16, "background": url.endswith("/cancel")}
+        return self._post("/responses", json=body)

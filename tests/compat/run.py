@@ -104,6 +104,7 @@ def _addresses(url: str) -> dict[str, str]:
         "OPENAI_API_BASE": base,
         "OPENAI_API_KEY": "none",
         "ANTHROPIC_BASE_URL": url,
+        "ANTHROPIC_API_BASE": url,
         "ANTHROPIC_API_KEY": "none",
     }
 
