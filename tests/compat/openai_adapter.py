@@ -19,6 +19,9 @@ from openai._base_client import AsyncAPIClient, SyncAPIClient
 
 # What is given to a request that lacks it (some tests call create() with nothing at all).
 NEEDED = {"model": "default", "input": "Say hello.", "purpose": "batch"}
+# How long an answer may be where the test does not say: it would be as long as the model likes.
+LIMITS = {"/chat/completions": "max_completion_tokens", "/responses": "max_output_tokens"}
+NUM_TOKENS = 32
 # Fields that the server may refuse, by path.
 REFUSED: dict[str, frozenset[str]] = {
     "/chat/completions": frozenset(
@@ -68,6 +71,7 @@ class _Adapter:
         @functools.wraps(send)
         def request(client: Any, cast_to: Any, options: Any, **kwargs: Any) -> Any:
             self._name_real_objects(options)
+            self._limit(options)
             for _ in range(ATTEMPTS):
                 try:
                     return send(client, cast_to, options, **kwargs)
@@ -81,6 +85,7 @@ class _Adapter:
         @functools.wraps(send)
         async def request(client: Any, cast_to: Any, options: Any, **kwargs: Any) -> Any:
             self._name_real_objects(options)
+            self._limit(options)
             for _ in range(ATTEMPTS):
                 try:
                     return await send(client, cast_to, options, **kwargs)
@@ -103,6 +108,12 @@ class _Adapter:
         else:
             raise error
         options.json_data = body
+        self._limit(options)
+
+    def _limit(self, options: Any) -> None:
+        body, name = options.json_data, LIMITS.get(options.url)
+        if name is not None and "max_tokens" not in (body or {}):
+            options.json_data = {name: NUM_TOKENS, **(body or {})}
 
     def _name_real_objects(self, options: Any) -> None:
         for pattern, make in self._real.items():

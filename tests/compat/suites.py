@@ -40,6 +40,7 @@ class Suite:
 
 
 PYTEST = ("pytest==9.2.0", "pytest-timeout==2.4.0")
+ASYNC = ("-o", "asyncio_mode=auto")
 API = "tests/api_resources"
 
 SUITES = (
@@ -64,7 +65,12 @@ SUITES = (
         # Theirs turn warnings into errors, and run as many processes as there are cores.
         arguments=("-o", "addopts=", "-o", "filterwarnings="),
     ),
-    Suite("langchain", ("langchain-openai==1.7.4", "langchain-tests==1.1.9", *PYTEST), ("with_langchain.py",)),
+    Suite(
+        "langchain",
+        ("langchain-openai==1.7.4", "langchain-tests==1.1.9", "pytest-asyncio==1.5.0", *PYTEST),
+        ("with_langchain.py",),
+        arguments=ASYNC,
+    ),
     Suite("pydantic-ai", ("pydantic-ai-slim[openai]==2.68.0", *PYTEST), ("with_pydantic_ai.py",)),
     Suite("instructor", ("instructor==1.17.0", *PYTEST), ("with_instructor.py",)),
     Suite("llm", ("llm==0.36", *PYTEST), ("with_llm.py",)),

@@ -16,8 +16,14 @@ class TestChatOpenAI(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        # LangChain asks for usage in streams by itself only of OpenAI's own address.
-        return {"model": "default", "temperature": 0, "max_tokens": 200, "stream_usage": True}
+        # LangChain asks for usage in streams by itself only of OpenAI's own address. Many tests want exactly one call,
+        # where a small model does not stop by itself.
+        one_call = {"parallel_tool_calls": False}
+        return {"model": "default", "temperature": 0, "max_tokens": 100, "stream_usage": True, "model_kwargs": one_call}
+
+    @property
+    def model_override_value(self) -> str:
+        return "gpt-4o-mini"
 
     @property
     def has_tool_choice(self) -> bool:
