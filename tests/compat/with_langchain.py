@@ -23,7 +23,7 @@ class TestChatOpenAI(ChatModelIntegrationTests):
 
     @property
     def model_override_value(self) -> str:
-        return "gpt-4o-mini"
+        return "SmolLM2-135M-Instruct"
 
     @property
     def has_tool_choice(self) -> bool:

@@ -1,6 +1,7 @@
 """pydantic-ai: an agent with a tool, and answers of a type. It knows nothing of the server."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import pytest
 from pydantic import BaseModel, Field
@@ -9,7 +10,7 @@ from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.settings import ModelSettings
 
-SETTINGS = ModelSettings(temperature=0, max_tokens=200)
+SETTINGS = ModelSettings(temperature=0, max_tokens=100)
 
 
 class City(BaseModel):
@@ -44,7 +45,7 @@ def test_a_tool_and_a_typed_output(model: type) -> None:
     asked = []
 
     @agent.tool_plain
-    def population(number: int) -> int:
+    def population(number: Annotated[int, Field(ge=0, le=99)]) -> int:
         """The population of the city of that number."""
         asked.append(number)
         return 2_100_000
