@@ -5,8 +5,11 @@ expected to, and if one passes that is. It knows nothing of single suites.
 """
 
 import argparse
+import itertools
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests import stack
@@ -27,19 +30,29 @@ def main() -> int:
     wanted = [suite for suite in SUITES if not arguments.suites or suite.name in arguments.suites]
     if len(wanted) < len(arguments.suites):
         parser.error(f"the suites are {', '.join(names())}")
-    with tempfile.TemporaryDirectory() as folder:
-        server = None if arguments.url else stack.start(Path(folder), "--served-names", NAMES, "--max-model-len", "4096")
-        try:
-            results = []
-            for suite in wanted:
-                results.append(run(suite, arguments.url or server.url))
+    results = []
+    for flags, suites in itertools.groupby(wanted, lambda suite: suite.flags):
+        with server(arguments.url, flags) as url:
+            for suite in suites:
+                results.append(run(suite, url))
                 print(report.shown(results[-1]), flush=True)
-        finally:
-            if server is not None:
-                server.stop()
     if not arguments.suites:
         report.write(results)
     return 0 if all(result.good for result in results) else 1
+
+
+@contextmanager
+def server(url: str | None, flags: tuple[str, ...]) -> Iterator[str]:
+    """The one at `url`, or one that is started with those flags."""
+    if url is not None:
+        yield url
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        started = stack.start(Path(folder), "--served-names", NAMES, *flags)
+        try:
+            yield started.url
+        finally:
+            started.stop()
 
 
 def names() -> list[str]:

@@ -17,7 +17,8 @@ class Expected:
 
 @dataclass(frozen=True)
 class Suite:
-    """`packages`: what its environment holds, the first is the one it is about. `sdist`: its tests are in its source archive."""
+    """`packages`: what its environment holds, the first is the one it is about. `sdist`: its tests are in its source archive.
+    `flags`: the server's."""
 
     name: str
     packages: tuple[str, ...]
@@ -26,6 +27,7 @@ class Suite:
     sdist: bool = False
     expected: tuple[Expected, ...] = ()
     arguments: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ("--max-model-len", "4096")
     timeout_s: float = 300.0
 
     @property
@@ -93,5 +95,6 @@ SUITES = (
     Suite("llm", ("llm==0.36", *PYTEST), ("with_llm.py",)),
     Suite("LiteLLM", ("litellm==1.110.2", *PYTEST), ("with_litellm.py",)),
     Suite("anthropic", ("anthropic==2.14.0", *PYTEST), ("with_anthropic.py",)),
-    Suite("schemathesis", ("schemathesis==4.32.5", *PYTEST), ("with_schemathesis.py",)),
+    # Most of the requests that it makes set no limit to the answer.
+    Suite("schemathesis", ("schemathesis==4.32.5", *PYTEST), ("with_schemathesis.py",), flags=("--max-model-len", "128")),
 )
