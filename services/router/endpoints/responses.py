@@ -19,7 +19,7 @@ from services.router.responses.kept import Kept, Responses
 from services.router.responses.output import ResponseWriter
 from services.router.responses.shown import begun_again, head_of, item_shown
 from services.router.sse import EventStream
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, NotFound
 
 MAX_PAGE = 100
 _NAMES = {"prompt": "input", "max_tokens": "max_output_tokens", "num_logprobs": "top_logprobs", "band": "priority"}
@@ -212,7 +212,11 @@ async def _before(exchange: Exchange, front: Front, body: ResponsesBody) -> list
     """The conversation that `previous_response_id` names, all it said included."""
     if body.previous_response_id is None:
         return []
-    kept, _ = await _responses(front).get(exchange.tenant, body.previous_response_id)
+    try:
+        kept, _ = await _responses(front).get(exchange.tenant, body.previous_response_id)
+    except NotFound as error:
+        # A field of the body is wrong, not the address: OpenAI's status and words.
+        raise InvalidRequest(error.message, param="previous_response_id", code="previous_response_not_found") from None
     if not kept.ended:
         raise InvalidRequest(
             "The previous response has not ended yet; wait for it.", param="previous_response_id", code="response_not_ended"
