@@ -82,7 +82,7 @@ class _Adapter:
             for _ in range(ATTEMPTS):
                 try:
                     return send(client, cast_to, options, **kwargs)
-                except (openai.BadRequestError, openai.NotFoundError) as error:
+                except openai.BadRequestError as error:
                     self._yield_to(options, error)
             raise AssertionError("the server goes on refusing")
 
@@ -96,13 +96,13 @@ class _Adapter:
             for _ in range(ATTEMPTS):
                 try:
                     return await send(client, cast_to, options, **kwargs)
-                except (openai.BadRequestError, openai.NotFoundError) as error:
+                except openai.BadRequestError as error:
                     self._yield_to(options, error)
             raise AssertionError("the server goes on refusing")
 
         return request
 
-    def _yield_to(self, options: Any, error: openai.APIStatusError) -> None:
+    def _yield_to(self, options: Any, error: openai.BadRequestError) -> None:
         """Changes the request as the error asks, or raises it."""
         body, query = dict(options.json_data or {}), dict(options.params or {})
         field = re.split(r"[.\[]", error.param or "")[0]
