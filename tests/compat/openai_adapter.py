@@ -21,7 +21,7 @@ from openai._base_client import AsyncAPIClient, SyncAPIClient
 NEEDED = {"model": "default", "input": "Say hello.", "purpose": "batch"}
 # How long an answer may be where the test does not say: it would be as long as the model likes.
 LIMITS = {"/chat/completions": "max_completion_tokens", "/responses": "max_output_tokens"}
-NUM_TOKENS = 32
+NUM_TOKENS = 8
 # Fields that the server may refuse, by path.
 RESPONSES = frozenset(
     {"access_programs", "background_options", "context_management", "conversation", "image", "include", "moderation", "prompt"}
@@ -139,7 +139,7 @@ class _Adapter:
         return str(answer.json()["id"])
 
     def _file(self, url: str) -> str:
-        body = {"model": "default", "input": "Say hello.", "max_output_tokens": 16}
+        body = {"model": "default", "input": "Say hello.", "max_output_tokens": NUM_TOKENS}
         line = {"custom_id": "1", "method": "POST", "url": "/v1/responses", "body": body}
         return self._post("/files", files={"file": ("lines.jsonl", json.dumps(line).encode())}, data={"purpose": "batch"})
 
@@ -148,5 +148,5 @@ class _Adapter:
         return self._post("/batches", json=body)
 
     def _response(self, url: str) -> str:
-        body = {"model": "default", "input": "Say hello.", "max_output_tokens": 16, "background": url.endswith("/cancel")}
+        body = {"model": "default", "input": "Say hello.", "max_output_tokens": NUM_TOKENS, "background": url.endswith("/cancel")}
         return self._post("/responses", json=body)
