@@ -81,8 +81,8 @@ SUITES = (
                 "and lm-eval needs it; the SDK's type has no null there.",
             ),
         ),
-        # Theirs turn warnings into errors, and run as many processes as there are cores. "loose" are the same requests, with answers that
-        # the client does not hold against its types.
+        # Theirs turn warnings into errors, and run as many processes as there are cores. "loose" are the same requests, whose
+        # answers the client does not hold against its types.
         arguments=("-o", "addopts=", "-o", "filterwarnings=", "-k", "not loose"),
     ),
     Suite(
