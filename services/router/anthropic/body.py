@@ -1,12 +1,16 @@
 """The body of a message request, and the chat that it asks for. It knows nothing of how a chat is answered."""
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from services.router.accept import Caller, chat_request
+from services.router.request import GenerateRequest
 from services.router.schema import ChatBody, convert, read
 from shared.errors import InvalidRequest
 
@@ -97,6 +101,19 @@ def _check_refused(value: Mapping[str, Any]) -> None:
             raise InvalidRequest(f"'{name}' is not supported by this server.", param=name, code="unsupported_parameter")
 
 
+def request_of(body: CountBody, caller: Caller) -> GenerateRequest:
+    """The request that a body makes. Raises InvalidRequest for a field as it is called here."""
+    try:
+        request = chat_request(chat_of(body), caller)
+    except InvalidRequest as error:
+        theirs = _renamed(error.param or "")
+        raise InvalidRequest(
+            error.message.replace(f"'{error.param}'", f"'{theirs}'"), param=theirs or None, code=error.code
+        ) from None
+    names = {"stop": "stop", **request.names}
+    return replace(request, names={field: _renamed(name) for field, name in names.items()})
+
+
 def chat_of(body: CountBody) -> ChatBody:
     """The chat that a body asks for. Raises InvalidRequest."""
     messages = [] if body.system is None else [{"role": "system", "content": _texts(body.system, "system")}]
@@ -115,24 +132,24 @@ def chat_of(body: CountBody) -> ChatBody:
         "response_format": _response_format(body.output_config),
     }
     if isinstance(body, MessageBody):
-        chat |= {"max_completion_tokens": body.max_tokens, "stop": body.stop_sequences or None, "top_k": body.top_k}
+        chat |= {"max_tokens": body.max_tokens, "stop": body.stop_sequences or None, "top_k": body.top_k}
         chat |= {"temperature": body.temperature, "top_p": body.top_p}
-    try:
-        return read({name: value for name, value in chat.items() if value is not None}, ChatBody)[0]
-    except InvalidRequest as error:
-        raise renamed(error) from None
+    return read({name: value for name, value in chat.items() if value is not None}, ChatBody)[0]
 
 
-_NAMES = (("max_completion_tokens", "max_tokens"), ("stop", "stop_sequences"))
+# What a chat calls its fields, and what they are called here.
+_NAMES = (
+    (re.compile(r"^stop\b"), "stop_sequences"),
+    (re.compile(r"^(tools\[\d+\])\.function\.parameters"), r"\1.input_schema"),
+    (re.compile(r"^(tools\[\d+\]|tool_choice)\.function"), r"\1"),
+    (re.compile(r"^response_format\.json_schema"), "output_config.format"),
+)
 
 
-def renamed(error: InvalidRequest) -> InvalidRequest:
-    """The error with its field as it is called here."""
-    for ours, theirs in _NAMES:
-        if error.param == ours or (error.param or "").startswith(ours + "["):
-            param = theirs + (error.param or "").removeprefix(ours)
-            return InvalidRequest(error.message.replace(f"'{error.param}'", f"'{param}'"), param=param, code=error.code)
-    return error
+def _renamed(name: str) -> str:
+    for pattern, theirs in _NAMES:
+        name = pattern.sub(theirs, name)
+    return name
 
 
 def _messages(turn: Turn, path: str) -> list[dict[str, Any]]:
@@ -208,11 +225,13 @@ def _response_format(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _string(block: Mapping[str, Any], name: str, path: str) -> str:
-    return _member(block, name, path, str, "string")
+    value: str = _member(block, name, path, str, "string")
+    return value
 
 
 def _object(block: Mapping[str, Any], name: str, path: str) -> dict[str, Any]:
-    return _member(block, name, path, dict, "object")
+    value: dict[str, Any] = _member(block, name, path, dict, "object")
+    return value
 
 
 def _member(block: Mapping[str, Any], name: str, path: str, kind: type[Any], word: str) -> Any:

@@ -1,14 +1,12 @@
 """POST /v1/messages and /v1/messages/count_tokens, in Anthropic's shapes. It knows nothing of templates or tokens."""
 
-from services.router.accept import chat_request
 from services.router.answers import end_all, part_reader, shown
-from services.router.anthropic.body import CountBody, chat_of, read_count_body, read_message_body, renamed
+from services.router.anthropic.body import read_count_body, read_message_body, request_of
 from services.router.anthropic.writer import MessageWriter
 from services.router.exchange import Exchange
 from services.router.front import Front
 from services.router.generate import GenerateRequest
 from services.router.sse import EventStream
-from shared.errors import InvalidRequest
 
 
 async def messages(exchange: Exchange, front: Front) -> None:
@@ -17,7 +15,7 @@ async def messages(exchange: Exchange, front: Front) -> None:
     body, unknown = read_message_body(await exchange.read_object(front.config.max_body_bytes))
     exchange.note_ignored(unknown, strict=front.config.strict)
     exchange.extra_headers.append((b"request-id", exchange.request_id))
-    request = _request(body, exchange)
+    request = request_of(body, exchange.caller())
     if body.stream:
         await _stream(exchange, front, request)
     else:
@@ -29,15 +27,8 @@ async def count_tokens(exchange: Exchange, front: Front) -> None:
     front.admit()
     body, unknown = read_count_body(await exchange.read_object(front.config.max_body_bytes))
     exchange.note_ignored(unknown, strict=front.config.strict)
-    num_tokens = await front.plane.generator.num_prompt_tokens(_request(body, exchange))
+    num_tokens = await front.plane.generator.num_prompt_tokens(request_of(body, exchange.caller()))
     await exchange.answer_object({"input_tokens": num_tokens})
-
-
-def _request(body: CountBody, exchange: Exchange) -> GenerateRequest:
-    try:
-        return chat_request(chat_of(body), exchange.caller())
-    except InvalidRequest as error:
-        raise renamed(error) from None
 
 
 async def _whole(front: Front, request: GenerateRequest) -> dict[str, object]:
