@@ -42,7 +42,7 @@ class Suite:
 
 
 PYTEST = ("pytest==9.2.0", "pytest-timeout==2.4.0")
-ASYNC = ("-o", "asyncio_mode=auto")
+ASYNC = ("-o", "asyncio_mode=auto", "-o", "asyncio_default_test_loop_scope=session")
 API = "tests/api_resources"
 
 SUITES = (
