@@ -59,7 +59,7 @@ class Result:
 
 def run(suite: Suite, url: str) -> Result:
     """The suite against the server at `url`, its environment made first where there is none."""
-    home = FOLDER / re.sub(r"\W+", "-", suite.name)
+    home = _home(suite)
     python = _environment(suite, home)
     record = home / "record.jsonl"
     record.unlink(missing_ok=True)
@@ -71,13 +71,23 @@ def run(suite: Suite, url: str) -> Result:
         command += ["-c", "/dev/null", "--rootdir", str(HERE), "-p", "no:cacheprovider"]
     environment = {**child_environment(), "PYTHONPATH": str(HERE), "HOME": str(home), **_addresses(url)}
     command += [*suite.arguments, *suite.tests]
-    ended = []
     with (home / "output.txt").open("wb") as out:
         try:
             subprocess.run(command, cwd=where, env=environment, stdout=out, stderr=out, timeout=suite.timeout_s)
         except subprocess.TimeoutExpired:
-            ended = [Test("the whole suite", "failed", f"did not end within {suite.timeout_s:.0f} s")]
-    return judge(suite, _read(record) + ended)
+            line = {"test": "the whole suite", "outcome": "failed", "why": [f"did not end within {suite.timeout_s:.0f} s"]}
+            with record.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+    return last(suite)
+
+
+def last(suite: Suite) -> Result:
+    """What its newest run came to; no tests if there was none."""
+    return judge(suite, _read(_home(suite) / "record.jsonl"))
+
+
+def _home(suite: Suite) -> Path:
+    return FOLDER / re.sub(r"\W+", "-", suite.name)
 
 
 def judge(suite: Suite, tests: list[Test]) -> Result:
