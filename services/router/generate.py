@@ -110,7 +110,7 @@ class Generator:
         limits = self._workers.limits()
         request.sampling.validate(vocab_size=limits.vocab_size, names=request.names)
         description = await self._tokenizers.describe()
-        token_ids, reading, request = await self._texts(request, description)
+        token_ids, reading, request = await self._texts(request, description, limits.max_model_len)
         prepared = self._prepare(request, token_ids, reading, limits)
         new = self._new_request(request, prepared)
         after = _position(request.after, prepared.rid, prepared.params.n)
@@ -122,7 +122,7 @@ class Generator:
     async def num_prompt_tokens(self, request: GenerateRequest) -> int:
         """How long the request's prompt would be. Raises InvalidRequest, NotFound, Unavailable."""
         check_model(request, self._names)
-        token_ids, _ = await self._encode(request, await self._tokenizers.describe())
+        token_ids, _ = await self._encode(request, await self._tokenizers.describe(), 0)
         return len(token_ids)
 
     async def resume(self, rid: str, after: str, tenant: str) -> tuple[Generation, types_pb2.Shape]:
@@ -193,10 +193,10 @@ class Generator:
         return answer.verdict == "ok"
 
     async def _texts(
-        self, request: GenerateRequest, description: tokenizer_pb2.Description
+        self, request: GenerateRequest, description: tokenizer_pb2.Description, max_tokens: int
     ) -> tuple[list[int], types_pb2.Reading | None, GenerateRequest]:
         """What only the tokenizer can say: the prompt's ids, how output is read, whether the grammar is one, bad words' ids."""
-        token_ids, reading = await self._encode(request, description)
+        token_ids, reading = await self._encode(request, description, max_tokens)
         sampling = request.sampling if reading is None else sampling_of(request.sampling, reading, request.tools)
         request = replace(request, sampling=sampling)
         if sampling.is_constrained:
@@ -224,28 +224,38 @@ class Generator:
         return spellings_of(await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(texts=texts_of(words))))
 
     async def _encode(
-        self, request: GenerateRequest, description: tokenizer_pb2.Description
+        self, request: GenerateRequest, description: tokenizer_pb2.Description, max_tokens: int
     ) -> tuple[list[int], types_pb2.Reading | None]:
         prompt = request.prompt
+        asked = tokenizer_pb2.EncodeRequest(max_tokens=max_tokens)
         if isinstance(prompt, str):
-            (token_ids,) = await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(texts=[tokenizer_pb2.Text(text=prompt)]))
+            asked.texts.add(text=prompt)
+        elif isinstance(prompt, tokenizer_pb2.Chat):
+            asked.chat.CopyFrom(prompt)
+        else:
+            return list(prompt), None
+        try:
+            token_ids, is_open = await self._tokenizers.encode_prompt(asked)
+        except InvalidRequest as error:
+            if error.param == "prompt":
+                error.param = request.names.get("prompt", "prompt")
+            raise
+        if isinstance(prompt, str):
             return token_ids, None
-        if isinstance(prompt, tokenizer_pb2.Chat):
-            token_ids, is_open = await self._tokenizers.encode_chat(prompt)
-            spoken = formats(description, tool_parser=self._parsers[0], reasoning_parser=self._parsers[1])
-            return token_ids, reading_of(spoken, request.tools, reasoning_open=is_open, hide_reasoning=request.hide_reasoning)
-        return list(prompt), None
+        spoken = formats(description, tool_parser=self._parsers[0], reasoning_parser=self._parsers[1])
+        return token_ids, reading_of(spoken, request.tools, reasoning_open=is_open, hide_reasoning=request.hide_reasoning)
 
     def _prepare(
         self, request: GenerateRequest, token_ids: list[int], reading: types_pb2.Reading | None, limits: ModelLimits
     ) -> Prepared:
-        check_ids(request, token_ids, limits)
         key = request.idempotency_key
         num_shards = self._queue.num_shards
         rid = new_rid(num_shards) if key is None else rid_for_key(self._keys[0], request.tenant, key, num_shards)
         # A repeated key must mean the same tokens even where its record was lost, so its seed comes from the rid.
         seed = secrets.randbits(63) if key is None else int(rid[-16:], 16) >> 1
+        # Lengths first: looking at the ids of a prompt that can never fit would hold up everybody else.
         params = resolve(request, len(token_ids), limits, seed)
+        check_ids(request, token_ids, limits)
         payload = types_pb2.Payload(
             kind=types_pb2.KIND_GENERATE,
             prompt_token_ids=pack(token_ids),

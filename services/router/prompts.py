@@ -4,12 +4,14 @@ It knows nothing of what the ids stand for, nor of how a request goes on.
 """
 
 import struct
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
 from shared.errors import InvalidRequest
 
 MAX_PROMPTS = 128
+LONG_PROMPT = 2**16
 
 
 def unpack(packed: bytes) -> list[int]:
@@ -26,15 +28,14 @@ def prompts_of(prompt: str | Sequence[str | int | list[int]]) -> list[str | list
     if isinstance(prompt, str):
         check_text(prompt, "prompt")
         return [prompt]
-    kinds = {type(entry) for entry in prompt}
-    if not kinds:
+    if not prompt:
         raise InvalidRequest("Invalid 'prompt': must not be empty.", param="prompt", code="empty_array")
-    if len(kinds) > 1:
-        raise InvalidRequest("Invalid type for 'prompt': mixes texts and token ids.", param="prompt", code="invalid_type")
-    if kinds == {int}:
+    if isinstance(prompt[0], int):
         return [_token_ids(prompt, "prompt")]
     if len(prompt) > MAX_PROMPTS:
         raise InvalidRequest(f"Invalid 'prompt': at most {MAX_PROMPTS} prompts.", param="prompt", code="array_above_max_length")
+    if len({type(entry) for entry in prompt}) > 1:
+        raise _mixed()
     return [_one_prompt(entry, f"prompt[{index}]") for index, entry in enumerate(prompt)]
 
 
@@ -54,6 +55,17 @@ def check_text(text: str, path: str) -> None:
 def _token_ids(entry: Sequence[Any], path: str) -> list[int]:
     if not entry:
         raise InvalidRequest(f"Invalid '{path}': must not be empty.", param=path, code="empty_array")
-    if min(entry) < 0 or max(entry) >= 2**31:
-        raise InvalidRequest(f"Invalid '{path}': holds what is no token id.", param=path, code="invalid_token_id")
+    if len(entry) > LONG_PROMPT:
+        # Most models take less: that is looked at first (validate.py), and then at what such a list holds.
+        return list(entry)
+    try:
+        array("I", entry)
+    except OverflowError:
+        raise InvalidRequest(f"Invalid '{path}': holds what is no token id.", param=path, code="invalid_token_id") from None
+    except TypeError:
+        raise _mixed() from None
     return list(entry)
+
+
+def _mixed() -> InvalidRequest:
+    return InvalidRequest("Invalid type for 'prompt': mixes texts and token ids.", param="prompt", code="invalid_type")

@@ -116,9 +116,12 @@ class Tokenizers:
         """Token ids of each text. Raises Unavailable."""
         return [unpack(packed) for packed in (await self._encode(request)).token_ids]
 
-    async def encode_chat(self, chat: tokenizer_pb2.Chat) -> tuple[list[int], bool]:
-        """Token ids, and whether they end within reasoning. Raises InvalidRequest if it cannot be rendered, or Unavailable."""
-        reply = await self._encode(tokenizer_pb2.EncodeRequest(chat=chat))
+    async def encode_prompt(self, request: tokenizer_pb2.EncodeRequest) -> tuple[list[int], bool]:
+        """Ids of its one text or chat, and whether they end within reasoning.
+
+        Raises InvalidRequest if a chat cannot be rendered, or the prompt is sure to be longer than asked for; or Unavailable.
+        """
+        reply = await self._encode(request)
         return unpack(reply.token_ids[0]), reply.reasoning_open
 
     async def _encode(self, request: tokenizer_pb2.EncodeRequest) -> tokenizer_pb2.EncodeReply:

@@ -3,6 +3,7 @@
 Errors name fields as `request.names` says the door calls them. It knows nothing of JSON, protobuf or queues.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,9 +33,12 @@ def check_ids(request: GenerateRequest, token_ids: Sequence[int], limits: ModelL
     """Raises InvalidRequest if the prompt holds an id the model does not have."""
     if not token_ids:
         raise _invalid(request, "prompt", "has no tokens; give at least one")
-    if min(token_ids) < 0 or max(token_ids) >= limits.vocab_size:
-        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < limits.vocab_size)
-        raise _invalid(request, "prompt", f"{wrong} is no token id of this model", "invalid_token_id")
+    try:
+        ids = array("I", token_ids)
+    except (OverflowError, TypeError):
+        raise _invalid(request, "prompt", "holds what is no token id", "invalid_token_id") from None
+    if (highest := max(ids)) >= limits.vocab_size:
+        raise _invalid(request, "prompt", f"{highest} is no token id of this model", "invalid_token_id")
 
 
 def resolve(request: GenerateRequest, num_prompt_tokens: int, limits: ModelLimits, seed: int) -> SamplingParams:

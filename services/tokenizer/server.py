@@ -56,9 +56,14 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, request)
 
     def _encode(self, request: tokenizer_pb2.EncodeRequest) -> tokenizer_pb2.EncodeReply:
+        for text in request.texts:
+            self._vocabulary.check_length(text.text, request.max_tokens)
         inputs = [self._encode_text(text) for text in request.texts]
         is_open = False
         if request.HasField("chat"):
+            # A template leaves out what an assistant said, sometimes, but never what it was asked.
+            asked = (message.content.strip() for message in request.chat.messages if message.role != "assistant")
+            self._vocabulary.check_length("\n".join(asked), request.max_tokens)
             ids, is_open = self._chats.encode(request.chat)
             inputs.append(ids)
         return tokenizer_pb2.EncodeReply(token_ids=[ids.tobytes() for ids in inputs], reasoning_open=is_open)

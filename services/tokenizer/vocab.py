@@ -20,10 +20,17 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from shared.errors import StartupError
+from shared.errors import InvalidRequest, StartupError
 from shared.vocabulary.files import is_guarded, is_special, read_source
 from shared.vocabulary.source import Rules, TextSource
 from shared.vocabulary.token_bytes import token_bytes
+
+# A text of so many characters for each token that it may have is worth a look before all of it is encoded.
+LIKELY_CHARS, LEAST_CHARS = 8, 2
+SURE, SURE_MARGIN = 1.25, 128
+# No text but runs of one character has so many to a token; pieces that say the whole is four times too long are believed.
+ABSURD_CHARS, ABSURD = 32, 4
+NUM_SAMPLES, SAMPLE_CHARS = 16, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,40 @@ class Vocabulary:
     def encode(self, text: str, *, add_special_tokens: bool) -> "array[int]":
         """Token ids; special tokens only where `text` holds secret spellings, and at the ends if asked. Releases the GIL."""
         return array("I", self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def check_length(self, text: str, max_tokens: int) -> None:
+        """Raises InvalidRequest if `text` is sure to have more than max_tokens tokens (0: any number is fine).
+
+        Encoding costs a second per megabyte, which everybody else would wait for. Of a text many times too long some pieces
+        say enough; of others a beginning with a quarter more tokens than the whole may have, for where a text is cut changes
+        the tokens next to the cut alone.
+        """
+        if len(text) <= LIKELY_CHARS * max_tokens or not max_tokens:
+            return
+        if len(text) > ABSURD_CHARS * max_tokens:
+            places = range(0, len(text), len(text) // NUM_SAMPLES)
+            num_tokens = self._count("\n".join(text[at : at + SAMPLE_CHARS] for at in places))
+            if num_tokens * len(text) > ABSURD * max_tokens * len(places) * SAMPLE_CHARS:
+                raise _too_long(f"the prompt's {len(text)} characters are many times as much", max_tokens)
+        num_chars = LEAST_CHARS * max_tokens
+        while num_chars < len(text):
+            num_tokens = self._count(text[:num_chars])
+            if num_tokens > SURE * max_tokens + SURE_MARGIN:
+                raise _too_long(
+                    f"the first {num_chars} of the prompt's {len(text)} characters are {num_tokens} tokens", max_tokens
+                )
+            num_chars *= 4
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def _too_long(what: str, max_tokens: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"This model's maximum context length is {max_tokens} tokens. However, {what}. Please shorten the prompt.",
+        param="prompt",
+        code="context_length_exceeded",
+    )
 
 
 def load(path: Path) -> Vocabulary:

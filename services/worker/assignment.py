@@ -13,7 +13,7 @@ from services.worker.engine.step import RunnerLimits
 from services.worker.outbound import Outbound, unpack
 from shared.errors import InvalidRequest
 from shared.pb import types_pb2
-from shared.queue.payload import open_sealed
+from shared.queue.payload import BadPayload, open_sealed
 from shared.queue.types import Claim
 from shared.sampling import SamplingParams, from_proto
 
@@ -62,6 +62,9 @@ def assignment_of(claim: Claim, keys: Sequence[bytes], limits: RunnerLimits, now
         outbound = Outbound.of(Work(key, (), _NOTHING), router=claim.router, attach=claim.attach)
         outbound.fail(error)
         return Assignment(claim, outbound, now_s, expires_at=expires_at)
+    except Exception as error:
+        # Whatever is wrong with one request, the others here go on.
+        raise BadPayload(f"The payload of request {claim.rid} cannot be judged: {type(error).__name__}.") from error
     work = Work(key, prompt, params, salt=payload.cache_salt, band=claim.band, tag=claim.tag)
     return Assignment(claim, Outbound.of(work, router=claim.router, attach=claim.attach), now_s, expires_at=expires_at)
 
@@ -69,7 +72,8 @@ def assignment_of(claim: Claim, keys: Sequence[bytes], limits: RunnerLimits, now
 def _judge(payload: types_pb2.Payload, limits: RunnerLimits) -> "tuple[array[int], SamplingParams]":
     """Prompt and parameters of a valid payload; raises InvalidRequest."""
     if payload.kind != types_pb2.KIND_GENERATE:
-        raise InvalidRequest(f"This worker cannot do {types_pb2.Kind.Name(payload.kind)}.", param="kind", code="unsupported_kind")
+        # By number: a newer release's kinds have no names here.
+        raise InvalidRequest(f"This worker cannot do requests of kind {payload.kind}.", param="kind", code="unsupported_kind")
     if payload.lora:
         raise InvalidRequest(f"There is no adapter {payload.lora!r} here.", param="lora", code="model_not_found")
     params = from_proto(payload.sampling)

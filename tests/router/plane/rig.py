@@ -118,9 +118,8 @@ class Rig:
     async def add_tokenizer(self) -> rpc.Server:
         """One more replica."""
         threads = ThreadPoolExecutor(1)
-        servicer = TokenizerServicer(
-            vocabulary(), ChatEncoder(vocabulary(), _no_templates), threads, Grammars.of(vocabulary(), 1)
-        )
+        grammars = Grammars.of(vocabulary(), 1)
+        servicer = TokenizerServicer(vocabulary(), ChatEncoder(vocabulary(), _no_templates), threads, grammars)
         address = f"unix:{self.folder}/t{len(self.tokenizers)}"
         server = await rpc.serve(address, [(tokenizer_pb2_grpc.add_TokenizerServicer_to_server, servicer)])
         self.tokenizers.append(server)
