@@ -67,8 +67,8 @@ def run(suite: Suite, url: str) -> Result:
     command = [str(python), "-m", "pytest", "-q", "--record", str(record), "--url", url, "--timeout", "120"]
     command += [word for plugin in suite.plugins for word in ("-p", plugin)]
     if not suite.sdist:
-        # Not this project's own settings.
-        command += ["-c", "/dev/null", "--rootdir", str(HERE), "-p", "no:cacheprovider"]
+        # Not this project's own settings and fixtures.
+        command += ["-c", "/dev/null", "--rootdir", str(HERE), "--confcutdir", str(HERE), "-p", "no:cacheprovider"]
     environment = {**child_environment(), "PYTHONPATH": str(HERE), "HOME": str(home), **_addresses(url)}
     command += [*suite.arguments, *suite.tests]
     with (home / "output.txt").open("wb") as out:
