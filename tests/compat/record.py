@@ -49,7 +49,10 @@ class _Recorder:
         noted: dict[str, list[str]] = {}
         for name, value in report.user_properties:
             noted.setdefault(name, []).append(str(value))
-        line = {"test": report.nodeid, "outcome": report.outcome, **noted}
+        # A part of a test has a report of its own.
+        part = getattr(report, "context", None)
+        name = report.nodeid if part is None else f"{report.nodeid} {part.msg or dict(part.kwargs)}"
+        line = {"test": name, "outcome": report.outcome, **noted}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
