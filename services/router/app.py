@@ -56,6 +56,7 @@ ENDPOINTS: Mapping[str, Methods] = {
     "/v1/batches/{batch_id}": {"GET": batches.one_batch},
     "/v1/batches/{batch_id}/cancel": {"POST": batches.cancel},
     "/v1/responses": {"POST": responses.create},
+    "/v1/responses/input_tokens": {"POST": responses.count_tokens},
     "/v1/responses/{response_id}": {"GET": responses.retrieve, "DELETE": responses.delete},
     "/v1/responses/{response_id}/cancel": {"POST": responses.cancel},
     "/v1/responses/{response_id}/input_items": {"GET": responses.input_items},
