@@ -96,6 +96,11 @@ class Plane:
         return self.tokenizers.vocabulary
 
     @property
+    def texts(self) -> Tokenizers:
+        """Texts to ids and back."""
+        return self.tokenizers
+
+    @property
     def model(self) -> ServedModel:
         """What is served now."""
         return ServedModel(self._settings.names, self._created, self.workers.max_model_len, self.workers.fingerprint)

@@ -19,10 +19,18 @@ Metadata = Annotated[dict[Annotated[str, Meta(max_length=64)], Label], Meta(max_
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
-    """How to stream. Obfuscation pads events against eavesdroppers of encrypted streams; there is none to pad here."""
+    """How to stream. Obfuscation pads events against eavesdroppers of encrypted streams, here only if asked for."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class Prediction(msgspec.Struct, kw_only=True):
+    """What the answer may largely be: OpenAI computes faster where it holds; the answer is the same."""
+
+    type: Literal["content"]
+    content: str | list["Part"]
 
 
 class Body(msgspec.Struct, kw_only=True):
@@ -52,11 +60,16 @@ class Body(msgspec.Struct, kw_only=True):
     prompt_logprobs: int | None = None
     priority: int | None = None
     cache_salt: str | None = None
-    # Accepted, checked and without effect: they concern OpenAI's billing, storage and monitoring.
+    truncate_prompt_tokens: int | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    request_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:\-]{1,128}$")] | None = None
+    service_tier: Label | None = None
+    # Accepted, checked and without effect: see WITHOUT_EFFECT.
+    spaces_between_special_tokens: bool | None = None
     user: Label | None = None
     metadata: Metadata | None = None
     store: bool | None = None
-    service_tier: Label | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
     prompt_cache_retention: Label | None = None
@@ -79,11 +92,12 @@ class ToolCall(msgspec.Struct, kw_only=True):
 
 
 class Part(msgspec.Struct, kw_only=True):
-    """One part of a message's content."""
+    """One part of a message's content. What is cached is found without being told where to look."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
+    prompt_cache_breakpoint: dict[str, Any] | None = None
 
 
 class Message(msgspec.Struct, kw_only=True):
@@ -108,8 +122,8 @@ class ChatBody(Body, kw_only=True):
     max_completion_tokens: int | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    # Without tools there is nothing to call in parallel; a text model has one way to be brief.
     parallel_tool_calls: bool | None = None
+    prediction: Prediction | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
@@ -120,7 +134,25 @@ class CompletionBody(Body, kw_only=True):
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
+    add_special_tokens: bool | None = None
 
+
+# Fields of which only the type is checked: what they mean at OpenAI's or vLLM's has no counterpart here (docs/api.md).
+WITHOUT_EFFECT = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prompt_cache_options",
+        "spaces_between_special_tokens",
+        "parallel_tool_calls",
+        "prediction",
+        "verbosity",
+    }
+)
 
 # Fields that ask for what is not served, and the values that ask for nothing.
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
@@ -132,18 +164,14 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "guided_grammar": (),
     "prompt_embeds": (),
     "logits_processors": ([],),
-    "truncate_prompt_tokens": (),
     "allowed_token_ids": ([],),
     "logprob_token_ids": ([],),
     "bad_words": ([],),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
     "return_prompt_text": (False,),
-    "spaces_between_special_tokens": (True,),
     "thinking_token_budget": (),
     "use_beam_search": (False,),
 }
-REFUSED: Mapping[type[Body], Mapping[str, tuple[Any, ...]]] = {
+REFUSED: Mapping[type[msgspec.Struct], Mapping[str, tuple[Any, ...]]] = {
     ChatBody: {
         **_REFUSED,
         "tools": ([],),
@@ -154,7 +182,6 @@ REFUSED: Mapping[type[Body], Mapping[str, tuple[Any, ...]]] = {
         "include_reasoning": (True,),
         "modalities": (["text"],),
         "audio": (),
-        "prediction": (),
         "moderation": (),
         "web_search_options": (),
         "chat_template": (),
@@ -165,15 +192,15 @@ REFUSED: Mapping[type[Body], Mapping[str, tuple[Any, ...]]] = {
         "add_special_tokens": (False,),
         "echo": (False,),
     },
-    CompletionBody: {**_REFUSED, "suffix": ("",), "add_special_tokens": (True,)},
+    CompletionBody: {**_REFUSED, "suffix": ("",)},
 }
 
-AnyBody = TypeVar("AnyBody", bound=Body)
+AnyBody = TypeVar("AnyBody", bound=msgspec.Struct)
 
 
 def read(value: Mapping[str, Any], body_type: type[AnyBody]) -> tuple[AnyBody, list[str]]:
     """`value` as a body, and the names of its fields that nobody knows. Raises InvalidRequest naming the field."""
-    for name, neutral in REFUSED[body_type].items():
+    for name, neutral in REFUSED.get(body_type, {}).items():
         given = value.get(name)
         if given is not None and not any(type(given) is type(one) and given == one for one in neutral):
             raise InvalidRequest(f"'{name}' is not supported by this server.", param=name, code="unsupported_parameter")
@@ -182,13 +209,13 @@ def read(value: Mapping[str, Any], body_type: type[AnyBody]) -> tuple[AnyBody, l
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
     unknown = [name for name in value if name not in _known(body_type)]
-    options = value.get("stream_options") or {}
+    options = (value.get("stream_options") or {}) if issubclass(body_type, Body) else {}
     return body, unknown + [f"stream_options.{name}" for name in options if name not in _STREAM_OPTIONS]
 
 
 @cache
-def _known(body_type: type[Body]) -> frozenset[str]:
-    return frozenset(body_type.__struct_fields__) | frozenset(REFUSED[body_type])
+def _known(body_type: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(body_type.__struct_encode_fields__) | frozenset(REFUSED.get(body_type, {}))
 
 
 _STREAM_OPTIONS = frozenset(StreamOptions.__struct_fields__)
@@ -217,6 +244,8 @@ def _explain(message: str) -> InvalidRequest:
         wanted = " or ".join(_WORDS.get(word, word) for word in found["wanted"].split(" | "))
         got = _WORDS.get(found["got"], found["got"])
         return InvalidRequest(f"Invalid type for '{param}': expected {wanted}, got {got}.", param=param, code="invalid_type")
+    if what.startswith("Expected `str` matching regex"):
+        return InvalidRequest(f"Invalid '{param}': has characters that it may not have.", param=param, code="invalid_value")
     if found := _LENGTH.match(what):
         code = "string_above_max_length" if found["kind"] == "str" else "array_above_max_length"
         return InvalidRequest(f"Invalid '{param}': the most is {found['most']} long.", param=param, code=code)

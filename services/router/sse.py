@@ -7,7 +7,7 @@ comments while nothing happens. It knows nothing of what the text means.
 import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -21,6 +21,23 @@ KEEP_ALIVE = b": keep-alive\n\n"
 encode = msgspec.json.Encoder().encode
 
 LogprobsOf = Callable[[TextDelta], Any]
+
+
+class Writer(Protocol):
+    """Renders the events of one request: ChunkWriter and those like it."""
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Of the choices that ended."""
+        ...
+
+    def render(self, events: list[Event], position: str) -> bytes:
+        """The bytes of `events`; `position` is the last one given before them."""
+        ...
+
+    def usage(self, usage: dict[str, Any]) -> bytes:
+        """The chunk that says what it cost."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +72,18 @@ class Answer:
     created: int
     model: str
     system_fingerprint: str | None
+    service_tier: str = ""
 
     def head(self, object_name: str) -> dict[str, Any]:
         """The members that come first."""
-        return {
+        head = {
             "id": self.dialect.id_prefix + self.rid,
             "object": object_name,
             "created": self.created,
             "model": self.model,
             "system_fingerprint": self.system_fingerprint,
         }
+        return head | {"service_tier": self.service_tier} if self.service_tier else head
 
 
 class ChunkWriter:
@@ -107,7 +126,8 @@ class ChunkWriter:
                 before_text = self._begin_choice(event.choice, position, parts)
             position = event.position
             if type(event) is ChoiceEnd:
-                members = self._dialect.ending + b',"logprobs":null,"finish_reason":"' + event.reason.encode() + b'"}'
+                reason = event.reason.encode() + b'","stop_reason":' + encode(event.stop_reason) + b"}"
+                members = self._dialect.ending + b',"logprobs":null,"finish_reason":"' + reason
                 parts += (self._id(position), self._choice(event.choice), members, self._tail)
             elif type(event) is TextDelta:
                 if self._logprobs is not None:

@@ -13,7 +13,7 @@ import json
 import re
 import secrets
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from services.tokenizer.token_bytes import token_bytes
 from shared.errors import StartupError
 from shared.gguf import read_gguf
 
+_MARK = "\U0010fffd"
+_SECRET = re.compile(f"{_MARK}[0-9a-f]{{38}}{_MARK}")
 _CONTROL_SHAPE = re.compile(r"<\|.*\|>", re.DOTALL)
 
 
@@ -43,6 +45,7 @@ class Vocabulary:
     secret: Mapping[str, str] = field(repr=False)
     digest: bytes
     _tokenizer: Tokenizer = field(repr=False)
+    _tokens: Mapping[str, str] = field(repr=False)  # by secret spelling
 
     @property
     def size(self) -> int:
@@ -52,6 +55,18 @@ class Vocabulary:
     def encode(self, text: str, *, add_special_tokens: bool) -> "array[int]":
         """Token ids; special tokens only where `text` holds secret spellings, and at the ends if asked. Releases the GIL."""
         return array("I", self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The whole text that the ids are, special tokens spelled as the model's files spell them. Releases the GIL."""
+        return self._plainly(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+
+    def token(self, token_id: int) -> str:
+        """A token as the vocabulary spells it; empty for an id that has none."""
+        return self._plainly(self._tokenizer.id_to_token(token_id) or "")
+
+    def _plainly(self, text: str) -> str:
+        """`text` with the files' spelling of what it spells secretly."""
+        return _SECRET.sub(lambda match: self._tokens.get(match[0], match[0]), text) if _MARK in text else text
 
 
 def load(path: Path) -> Vocabulary:
@@ -69,7 +84,7 @@ def _load(source: TextSource) -> Vocabulary:
     special_ids = {token["id"] for token in added if token.get("special") or token["id"] in source.eos_token_ids}
     guarded = [token for token in added if token["id"] in special_ids or _CONTROL_SHAPE.fullmatch(token["content"])]
     nonce = secrets.token_hex(16)
-    secret = {token["content"]: f"\U0010fffd{nonce}{index:06x}\U0010fffd" for index, token in enumerate(guarded)}
+    secret = {token["content"]: f"{_MARK}{nonce}{index:06x}{_MARK}" for index, token in enumerate(guarded)}
     tokenizer = _build(source.path, respell(rules, secret))
     spellings = {spelling: token for token, spelling in secret.items()}
     num_tokens = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -88,6 +103,7 @@ def _load(source: TextSource) -> Vocabulary:
         secret=secret,
         digest=_digest(source),
         _tokenizer=tokenizer,
+        _tokens=spellings,
     )
 
 

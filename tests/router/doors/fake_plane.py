@@ -13,7 +13,7 @@ from services.router.generate import ChoiceEnd, Event, GenerateRequest, TextDelt
 from services.router.needs import ServedModel
 from services.router.validate import check_model
 from shared.errors import InternalError, InvalidRequest, NotFound, Unavailable
-from shared.pb import types_pb2
+from shared.pb import tokenizer_pb2, types_pb2
 
 VOCABULARY = (b"Hello", b" w\xc3", b"\xb6rld", b"!", b"<eos>", b"The", b" prompt")
 NAMES = ("tiny", "org/alias", "default")
@@ -36,6 +36,26 @@ def columns(ids: Sequence[int], num_top: int) -> types_pb2.Logprobs:
         columns.token_ids.extend([token_id, *range(num_top)])
         columns.logprobs.extend([-0.5, *(-0.5 - at for at in range(num_top))])
     return columns
+
+
+class FakeTexts:
+    """Words are tokens: each has its letters' number in the vocabulary, or 7."""
+
+    async def describe(self) -> tokenizer_pb2.Description:
+        special = {"eos_token": "<eos>", "unk_token": "<unk>", "odd_token": "<odd>"}
+        return tokenizer_pb2.Description(vocab_size=7, special_tokens=special, chat_template="{{ messages }}")
+
+    async def encode(self, request: tokenizer_pb2.EncodeRequest) -> list[list[int]]:
+        self.asked = request
+        texts = [text.text for text in request.texts] or [message.content for message in request.chat.messages]
+        words = [word.encode() for word in " ".join(texts).split()]
+        return [[VOCABULARY.index(word) if word in VOCABULARY else 7 for word in words]]
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return b"".join(VOCABULARY[token_id] for token_id in token_ids).decode()
+
+    async def tokens(self, token_ids: Sequence[int]) -> list[str]:
+        return [f"t{token_id}" for token_id in token_ids]
 
 
 class FakeGeneration:
@@ -119,6 +139,7 @@ class FakePlane:
         self.started = asyncio.Event()
         self.generator = self
         self.vocabulary = FakeVocabulary()
+        self.texts = FakeTexts()
         self.model = ServedModel(NAMES, 1_600_000_000, MAX_LEN, "fingerprint")
         self.why_not_ready: str | None = None
         self.num_protocol_errors = 0
