@@ -35,7 +35,8 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
 class ChoiceEnd(msgspec.Struct, frozen=True, gc=False):
     """One choice ended, after its last TextDelta; `num_tokens` are its output tokens, the stop token included.
 
-    With reason "stop", at most one of `stop_string` and `stop_token_id` says what ended it.
+    With reason "stop", at most one of `stop_string` and `stop_token_id` says what ended it; `stop_reason` is the one of
+    them that the request asked for, None at the model's own end.
     """
 
     choice: int
@@ -44,6 +45,7 @@ class ChoiceEnd(msgspec.Struct, frozen=True, gc=False):
     stop_string: str | None
     stop_token_id: int | None
     position: str
+    stop_reason: str | int | None = None
 
 
 Event = TextDelta | ChoiceEnd
@@ -77,7 +79,7 @@ class Owner(Protocol):
 class DecodeRule:
     """How a request's ids become text. `hidden_token_ids` end a choice without showing their own text.
 
-    echo_given: the client has the text of `echo_token_ids` already.
+    echo_given: the client has the text of `echo_token_ids` already. prompt_only: it gets that text and no output.
     """
 
     stop: tuple[str, ...]
@@ -87,6 +89,8 @@ class DecodeRule:
     hidden_token_ids: frozenset[int]
     echo_token_ids: Sequence[int]
     echo_given: bool = False
+    prompt_only: bool = False
+    stop_token_ids: frozenset[int] = frozenset()
 
 
 class ChoiceText:
@@ -176,6 +180,9 @@ class ChoiceText:
             return ()
         if log.finish is not None:
             self.exhausted = True
+        if self._rule.prompt_only:
+            return ()
+        if log.finish is not None:
             if log.finish.HasField("stop_token_id") and self._rule.hidden_token_ids:
                 end -= 1
         elif end and token_ids[-1] in self._rule.hidden_token_ids:
@@ -218,6 +225,8 @@ class ChoiceText:
 
     def drained(self) -> None:
         """See decode.Reader."""
+        if self._rule.prompt_only:
+            self._owner.stop(self.log, 0)
         self.num_decoded = len(self.log.token_ids)
         self.over = True
         self._owner.offer(self)
@@ -255,9 +264,12 @@ class ChoiceText:
         reason: EndReason = "stop"
         stop_string: str | None = None
         stop_token_id: int | None = None
-        if self._stop_index is not None:
+        if self._rule.prompt_only:
+            reason = "length"
+        elif self._stop_index is not None:
             stop_string = self._rule.stop[self._stop_index]
         elif finish is not None:
             reason = _REASONS[finish.reason]
             stop_token_id = finish.stop_token_id if finish.HasField("stop_token_id") else None
-        return ChoiceEnd(log.index, reason, len(log.token_ids), stop_string, stop_token_id, self._owner.position())
+        asked = stop_token_id if stop_token_id in self._rule.stop_token_ids else stop_string
+        return ChoiceEnd(log.index, reason, len(log.token_ids), stop_string, stop_token_id, self._owner.position(), asked)

@@ -119,6 +119,11 @@ class Exchange:
         shown_names = [name if _FIELD.fullmatch(name) else "?" for name in names[:MAX_NAMED_FIELDS]]
         self.extra_headers.append((b"x-roadtrain-ignored-fields", ", ".join(shown_names).encode()))
 
+    def go_by(self, request_id: str | None) -> None:
+        """The name by which the body wants to be known, in place of the header's; shown, and used for nothing else."""
+        if request_id is not None:
+            self.request_id = request_id.encode()
+
     async def answer(
         self, status: int, body: bytes, media_type: bytes = b"application/json", headers: Headers | None = None
     ) -> None:

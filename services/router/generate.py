@@ -8,7 +8,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.router import position as positions
 from services.router.choice import ChoiceEnd, DecodeRule, EndReason, Event, TextDelta
@@ -18,7 +18,7 @@ from services.router.request import DEFAULT_BAND, GenerateRequest, Prompt
 from services.router.resume import Resumer
 from services.router.sequencer import Held, pack, unpack
 from services.router.tokenizer import Tokenizers
-from services.router.validate import ModelLimits, check_ids, check_model, resolve
+from services.router.validate import ModelLimits, check_ids, check_model, resolve, truncated
 from services.router.workers import Workers
 from shared import crash
 from shared.errors import InternalError, InvalidRequest, NotFound, RoadtrainError, Unavailable
@@ -102,7 +102,7 @@ class Generator:
         limits = self._workers.limits()
         request.sampling.validate(vocab_size=limits.vocab_size, names=request.names)
         description = await self._tokenizers.describe()
-        token_ids = await self._encode(request)
+        token_ids = truncated(request, await self._encode(request), limits)
         prepared = self._prepare(request, token_ids, limits)
         new = self._new_request(request, prepared)
         after = _position(request.after, prepared.rid, prepared.params.n)
@@ -138,6 +138,8 @@ class Generator:
         prompt = unpack(payload.prompt_token_ids)
         held = Held(request.rid, 0, params.n, params.num_logprobs, after.counts if after else ())
         rule = _decode_rule(params, prompt if payload.shape.echo else (), eos_token_ids, echo_given=after is not None)
+        if payload.shape.extras.prompt_only:
+            rule = replace(rule, prompt_only=True)
         wants = params.num_prompt_logprobs is not None
         facts = Facts(self._names[0], request.tenant, payload.shape.created, prompt, rule, deadline_s, wants, after)
         return Generation(held, facts, self._road)
@@ -180,7 +182,8 @@ class Generator:
     async def _encode(self, request: GenerateRequest) -> list[int]:
         prompt = request.prompt
         if isinstance(prompt, str):
-            (token_ids,) = await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(texts=[tokenizer_pb2.Text(text=prompt)]))
+            text = tokenizer_pb2.Text(text=prompt, add_special_tokens=request.add_special_tokens)
+            (token_ids,) = await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(texts=[text]))
             return token_ids
         if isinstance(prompt, tokenizer_pb2.Chat):
             (token_ids,) = await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(chat=prompt))
@@ -201,7 +204,11 @@ class Generator:
             sampling=to_proto(request.sampling),
             cache_salt=_salt(request.tenant, request.cache_salt),
             shape=types_pb2.Shape(
-                echo=request.echo, include_usage=request.include_usage, dialect=request.dialect, reading=request.reading
+                echo=request.echo,
+                include_usage=request.include_usage,
+                dialect=request.dialect,
+                reading=request.reading,
+                extras=request.extras,
             ),
         )
         # What was asked, before a seed is drawn that nobody gave.
@@ -263,4 +270,5 @@ def _decode_rule(params: SamplingParams, echo: Sequence[int], eos_token_ids: Seq
         hidden_token_ids=frozenset() if params.include_stop_str_in_output else frozenset(ending),
         echo_token_ids=echo,
         echo_given=echo_given,
+        stop_token_ids=frozenset(params.stop_token_ids),
     )
