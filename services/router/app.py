@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.router.answers import shown
 from services.router.auth import PUBLIC_PATHS, authenticate
-from services.router.endpoints import chat, completions, health, models, streams
+from services.router.endpoints import chat, completions, description, health, models, streams, tokenize
 from services.router.exchange import Exchange
 from services.router.front import Front, going_away
 from services.router.parse import ClientGone
@@ -33,6 +33,10 @@ ENDPOINTS: Mapping[str, Methods] = {
     "/v1/streams/{rid}": {"GET": streams.take_up},
     "/v1/models": {"GET": models.list_models},
     "/v1/models/{name:path}": {"GET": models.one_model},
+    "/tokenize": {"POST": tokenize.tokenize},
+    "/detokenize": {"POST": tokenize.detokenize},
+    "/tokenizer_info": {"GET": tokenize.tokenizer_info},
+    "/openapi.json": {"GET": description.openapi},
     "/health": {"GET": health.ready},
     "/livez": {"GET": health.alive},
     "/readyz": {"GET": health.ready},

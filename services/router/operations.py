@@ -1,0 +1,66 @@
+"""What each endpoint takes and gives, for `/openapi.json`: one row per row of app.py's table, no more, no fewer.
+
+It knows nothing of how endpoints work, nor of how the description is written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from services.router import shapes
+from services.router.endpoints import tokenize
+from services.router.schema import ChatBody, CompletionBody
+
+Type = type[msgspec.Struct]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path. `answer` None: no JSON, but `media_type`; several bodies: any of them.
+
+    events: what each event of a stream holds, if the answer can be streamed. `path` and `query` explain parameters by name.
+    public: needs no key.
+    """
+
+    summary: str
+    answer: Type | None
+    bodies: tuple[Type, ...] = ()
+    events: Type | None = None
+    media_type: str = "application/json"
+    stream_media_type: str = "text/event-stream"
+    error: Type = shapes.Error
+    path: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    public: bool = False
+
+
+_MODEL = {"name": "A model's id; it may hold slashes."}
+
+OPERATIONS: Mapping[str, Operation] = {
+    "POST /v1/chat/completions": Operation(
+        "Answers a chat.", shapes.ChatCompletion, bodies=(ChatBody,), events=shapes.ChatCompletionChunk
+    ),
+    "POST /v1/completions": Operation(
+        "Continues prompts.", shapes.Completion, bodies=(CompletionBody,), events=shapes.Completion
+    ),
+    "GET /v1/streams/{rid}": Operation(
+        "The rest of a stream whose connection was lost, as it began: chunks of a chat or of a completion.",
+        None,
+        events=shapes.ChatCompletionChunk,
+        path={"rid": "The id of the answer without its prefix."},
+        query={"starting_after": "The id of the last event that arrived; the header Last-Event-ID says the same."},
+    ),
+    "GET /v1/models": Operation("Every name a model answers to.", shapes.ModelList),
+    "GET /v1/models/{name}": Operation("One of them.", shapes.Model, path=_MODEL),
+    "POST /tokenize": Operation(
+        "Token ids of a text or of a chat.", tokenize.Tokenized, bodies=(tokenize.TokenizeText, tokenize.TokenizeChat)
+    ),
+    "POST /detokenize": Operation("The text of token ids.", tokenize.Detokenized, bodies=(tokenize.Detokenize,)),
+    "GET /tokenizer_info": Operation("The model's special tokens and chat template.", tokenize.TokenizerInfo),
+    "GET /openapi.json": Operation("This description.", shapes.Document),
+    "GET /health": Operation("Whether a request sent now would be accepted.", shapes.Status, public=True),
+    "GET /livez": Operation("Whether this process answers at all.", shapes.Status, public=True),
+    "GET /readyz": Operation("The same as /health.", shapes.Status, public=True),
+    "GET /version": Operation("Which Roadtrain this is.", shapes.Version, public=True),
+}
