@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.router.answers import shown
 from services.router.auth import PUBLIC_PATHS, authenticate
-from services.router.endpoints import chat, completions, description, health, models, streams, tokenize
+from services.router.endpoints import batches, chat, completions, description, files, health, models, streams, tokenize
 from services.router.exchange import Exchange
 from services.router.front import Front, going_away
 from services.router.parse import ClientGone
@@ -31,6 +31,12 @@ ENDPOINTS: Mapping[str, Methods] = {
     "/v1/chat/completions": {"POST": chat.chat},
     "/v1/completions": {"POST": completions.completions},
     "/v1/streams/{rid}": {"GET": streams.take_up},
+    "/v1/files": {"POST": files.create, "GET": files.list_files},
+    "/v1/files/{file_id}": {"GET": files.one_file, "DELETE": files.delete},
+    "/v1/files/{file_id}/content": {"GET": files.content},
+    "/v1/batches": {"POST": batches.create, "GET": batches.list_batches},
+    "/v1/batches/{batch_id}": {"GET": batches.one_batch},
+    "/v1/batches/{batch_id}/cancel": {"POST": batches.cancel},
     "/v1/models": {"GET": models.list_models},
     "/v1/models/{name:path}": {"GET": models.one_model},
     "/tokenize": {"POST": tokenize.tokenize},
@@ -42,6 +48,8 @@ ENDPOINTS: Mapping[str, Methods] = {
     "/readyz": {"GET": health.ready},
     "/version": {"GET": health.show_version},
 }
+# What a line of a batch may ask.
+BATCHED: Mapping[str, Handle] = {path: ENDPOINTS[path]["POST"] for path in batches.PATHS if path in ENDPOINTS}
 ADMIN_ENDPOINTS: Mapping[str, Methods] = {
     "/health": {"GET": health.ready},
     "/livez": {"GET": health.alive},

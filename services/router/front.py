@@ -6,8 +6,9 @@ It knows nothing of HTTP or gRPC.
 from collections import Counter
 from dataclasses import dataclass, field
 
+from services.router.batch.files import Files
 from services.router.needs import Plane
-from shared.config import RouterConfig
+from shared.config import RouterConfig, cache_dir
 from shared.errors import Unavailable
 
 RETRY_WHEN_DRAINING_S = 1.0
@@ -21,13 +22,19 @@ def going_away() -> Unavailable:
 
 @dataclass(slots=True)
 class Front:
-    """One router process seen from outside. `answered` counts calls by door, endpoint and status."""
+    """One router process seen from outside. `answered` counts calls by door, endpoint and status; batches ask batch_paths."""
 
     plane: Plane
     config: RouterConfig
     draining: bool = False
     num_open: int = 0
     answered: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    batch_paths: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> Files:
+        """What tenants sent for batches, and what batches made."""
+        return Files(self.plane.store, self.config.files_dir or cache_dir() / "files")
 
     def not_ready(self) -> str | None:
         """Why this process should get no new requests now, or None."""

@@ -111,6 +111,9 @@ def _operation(key: str, operation: Operation) -> dict[str, Any]:
         refs = [_ref(body) for body in operation.bodies]
         schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
         made["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    if operation.form:
+        form = {"type": "object", "properties": dict(operation.form), "required": list(operation.form)}
+        made["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
     parameters = [_parameter(name, "path", text) for name, text in operation.path.items()]
     parameters += [_parameter(name, "query", text) for name, text in operation.query.items()]
     if parameters:
@@ -143,7 +146,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
 def _possible(kind: type[RoadtrainError], operation: Operation) -> bool:
     """Whether such an error can come of it: those of bodies need one; of two with a status the general one is shown."""
     if kind in (TooLarge, UnsupportedMediaType):
-        return bool(operation.bodies)
+        return bool(operation.bodies or operation.form)
     return kind is not MethodNotAllowed and kind.__bases__[0] is RoadtrainError
 
 

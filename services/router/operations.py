@@ -5,11 +5,12 @@ It knows nothing of how endpoints work, nor of how the description is written.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
-from services.router import shapes
-from services.router.endpoints import tokenize
+from services.router import shapes, shapes_files
+from services.router.endpoints import batches, files, tokenize
 from services.router.schema import ChatBody, CompletionBody
 
 Type = type[msgspec.Struct]
@@ -19,13 +20,14 @@ Type = type[msgspec.Struct]
 class Operation:
     """One method of one path. `answer` None: no JSON, but `media_type`; several bodies: any of them.
 
-    events: what each event of a stream holds, if the answer can be streamed. `path` and `query` explain parameters by name.
-    public: needs no key.
+    form: names and JSON schemas of a multipart body's parts. events: what each event of a stream holds, if the answer can be
+    streamed. `path` and `query` explain parameters by name. public: needs no key.
     """
 
     summary: str
     answer: Type | None
     bodies: tuple[Type, ...] = ()
+    form: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     events: Type | None = None
     media_type: str = "application/json"
     stream_media_type: str = "text/event-stream"
@@ -35,6 +37,9 @@ class Operation:
     public: bool = False
 
 
+_PAGE = {"limit": "How many at most.", "after": "The last id of the page before."}
+_FILE, _BATCH = {"file_id": "A file's id."}, {"batch_id": "A batch's id."}
+_UPLOAD: Mapping[str, Mapping[str, Any]] = {"file": {"type": "string", "format": "binary"}, "purpose": {"enum": list(files.PURPOSES)}}
 _MODEL = {"name": "A model's id; it may hold slashes."}
 
 OPERATIONS: Mapping[str, Operation] = {
@@ -50,6 +55,17 @@ OPERATIONS: Mapping[str, Operation] = {
         events=shapes.ChatCompletionChunk,
         path={"rid": "The id of the answer without its prefix."},
         query={"starting_after": "The id of the last event that arrived; the header Last-Event-ID says the same."},
+    ),
+    "POST /v1/files": Operation("Keeps a file.", shapes_files.FileObject, form=_UPLOAD),
+    "GET /v1/files": Operation("One's own files.", shapes_files.FileList, query=_PAGE),
+    "GET /v1/files/{file_id}": Operation("What is known of a file.", shapes_files.FileObject, path=_FILE),
+    "DELETE /v1/files/{file_id}": Operation("Forgets a file.", shapes_files.FileDeleted, path=_FILE),
+    "GET /v1/files/{file_id}/content": Operation("The file itself.", None, media_type="application/octet-stream", path=_FILE),
+    "POST /v1/batches": Operation("Queues a batch.", shapes_files.BatchObject, bodies=(batches.BatchBody,)),
+    "GET /v1/batches": Operation("One's own batches.", shapes_files.BatchList, query=_PAGE),
+    "GET /v1/batches/{batch_id}": Operation("How a batch stands.", shapes_files.BatchObject, path=_BATCH),
+    "POST /v1/batches/{batch_id}/cancel": Operation(
+        "Ends a batch with the answers it has.", shapes_files.BatchObject, path=_BATCH
     ),
     "GET /v1/models": Operation("Every name a model answers to.", shapes.ModelList),
     "GET /v1/models/{name}": Operation("One of them.", shapes.Model, path=_MODEL),

@@ -13,7 +13,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.router.app import admin_app, http_app
+from services.router.app import BATCHED, admin_app, http_app
+from services.router.batch.runner import BatchRunner
 from services.router.door import GrpcDoor
 from services.router.exchange import MAX_HEADER_BYTES
 from services.router.front import Front
@@ -22,6 +23,7 @@ from shared import rpc
 from shared.config import Settings
 from shared.errors import StartupError
 from shared.pb import router_pb2_grpc
+from shared.tasks import end_tasks
 
 # Longer than the pools of usual clients keep a connection, so that it is they who close it, never under a request.
 KEEP_ALIVE_S = 75
@@ -115,10 +117,14 @@ class Doors:
     http: _Listening
     grpc: rpc.Server
     admin: _Listening
-    _readiness: asyncio.Task[None] = field(init=False)
+    _tasks: list[asyncio.Task[None]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._readiness = asyncio.create_task(self._tell_readiness())
+        runner = BatchRunner(self.front, BATCHED)
+        self._tasks = [
+            asyncio.create_task(self._tell_readiness(), name="readiness"),
+            asyncio.create_task(runner.run(), name="batches"),
+        ]
 
     @property
     def port(self) -> int:
@@ -138,8 +144,7 @@ class Doors:
     async def stop(self, grace_s: float) -> None:
         """Unready at once; open calls get `grace_s` to finish; the admin port goes last."""
         self.front.draining = True
-        self._readiness.cancel()
-        await asyncio.gather(self._readiness, return_exceptions=True)
+        await end_tasks(self._tasks)
         await self.grpc.set_ready(False)
         await asyncio.gather(self.http.stop(), self.grpc.stop(grace_s))
         await self.admin.stop()
@@ -154,7 +159,7 @@ class Doors:
 async def serve(settings: Settings, plane: Plane) -> Doors:
     """Opens all doors. Raises StartupError, and leaves nothing open, if a port cannot be bound."""
     router = settings.router
-    front = Front(plane, router)
+    front = Front(plane, router, batch_paths=tuple(BATCHED))
     share = settings.serve.num_routers > 1
     port, grpc_port, admin_port = router.ports
     async with contextlib.AsyncExitStack() as undo:

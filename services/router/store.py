@@ -6,6 +6,7 @@ nothing of what the values mean.
 
     rt:{store/<tenant>}:<kind>:<id>   hash: version, value
     rt:{store/<tenant>}:<kind>        sorted set of ids, by when they were made; entries whose record expired are removed when met
+    rt:lease:<name>                   who does something that one process at a time should do
 """
 
 import hashlib
@@ -31,6 +32,14 @@ if redis.call('TTL', KEYS[2]) < tonumber(ARGV[3]) then redis.call('EXPIRE', KEYS
 return 1
 """
 
+# Takes or keeps a lease. Returns whether it is the caller's.
+_HOLD = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -47,6 +56,7 @@ class Store:
     def __init__(self, redis: Client):
         self._redis = redis
         self._write = redis.register_script(_WRITE)
+        self._hold = redis.register_script(_HOLD)
 
     async def write(self, tenant: str, kind: str, record_id: str, value: bytes, *, version: int, ttl_s: int) -> bool:
         """Writes over the record of that version (0: where there is none) and lets it live ttl_s more; False if it changed."""
@@ -89,6 +99,11 @@ class Store:
                     await cast(Any, self._redis.zrem(index, *gone))
                 start += len(names) - len(gone)
             return found
+
+    async def hold(self, name: str, holder: str, ttl_s: float) -> bool:
+        """Takes the lease `name`, or keeps it for ttl_s more; False if another has it. Who needs certainty must not need this."""
+        async with redis_errors():
+            return bool(await self._hold(keys=[f"rt:lease:{name}"], args=[holder, int(ttl_s * 1000)]))
 
     async def _collect(self, index: str, record_id: str, found: list[Stored], limit: int) -> bool:
         """Appends the record if there is room; False if it has expired."""

@@ -12,7 +12,7 @@ from services.router.accept import chat_request
 from services.router.exchange import Exchange
 from services.router.front import Front
 from services.router.request import GenerateRequest
-from services.router.schema import ChatBody, Message, read
+from services.router.schema import ChatBody, Message, convert, read
 from services.router.validate import check_model
 from shared.errors import InvalidRequest
 from shared.pb import tokenizer_pb2
@@ -98,7 +98,7 @@ async def tokenize(exchange: Exchange, front: Front) -> None:
 
 async def detokenize(exchange: Exchange, front: Front) -> None:
     """The text of ids. Raises RoadtrainError."""
-    body, unknown = read(await exchange.read_object(front.config.max_body_bytes), Detokenize)
+    body, unknown = convert(await exchange.read_object(front.config.max_body_bytes), Detokenize)
     exchange.note_ignored(unknown, strict=front.config.strict)
     _check_model(exchange, front, body.model)
     _check_length(len(body.tokens), "tokens")
@@ -122,7 +122,7 @@ async def tokenizer_info(exchange: Exchange, front: Front) -> None:
 
 
 def _text(exchange: Exchange, front: Front, value: dict[str, Any]) -> tuple[tokenizer_pb2.EncodeRequest, bool]:
-    body, unknown = read(value, TokenizeText)
+    body, unknown = convert(value, TokenizeText)
     exchange.note_ignored(unknown, strict=front.config.strict)
     _check_model(exchange, front, body.model)
     if len(body.prompt) > MAX_CHARS:
@@ -135,7 +135,7 @@ def _text(exchange: Exchange, front: Front, value: dict[str, Any]) -> tuple[toke
 
 def _chat(exchange: Exchange, front: Front, value: dict[str, Any]) -> tuple[tokenizer_pb2.EncodeRequest, bool]:
     """As a chat completion would have it: what that refuses is refused."""
-    own, unknown = read(value, TokenizeChat)
+    own, unknown = convert(value, TokenizeChat)
     _check_model(exchange, front, own.model)
     chat = {name: given for name, given in value.items() if name in _OF_CHAT}
     body, _ = read({"model": front.plane.model.names[0], **chat}, ChatBody)

@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator, Sequence
 
 from services.router.generate import ChoiceEnd, Event, GenerateRequest, TextDelta
 from services.router.needs import ServedModel
+from services.router.store import Store
 from services.router.validate import check_model
 from shared.errors import InternalError, InvalidRequest, NotFound, Unavailable
 from shared.pb import tokenizer_pb2, types_pb2
+from shared.queue.connection import connect
 
 VOCABULARY = (b"Hello", b" w\xc3", b"\xb6rld", b"!", b"<eos>", b"The", b" prompt")
 NAMES = ("tiny", "org/alias", "default")
@@ -143,12 +145,14 @@ class FakePlane:
         self.model = ServedModel(NAMES, 1_600_000_000, MAX_LEN, "fingerprint")
         self.why_not_ready: str | None = None
         self.num_protocol_errors = 0
+        self._nowhere = connect("unix:///nonexistent/redis.sock")
+        self.store = Store(self._nowhere)
 
     def not_ready(self) -> str | None:
         return self.why_not_ready
 
     async def close(self) -> None:
-        pass
+        await self._nowhere.aclose()
 
     async def start(self, request: GenerateRequest) -> FakeGeneration:
         check_model(request, NAMES)

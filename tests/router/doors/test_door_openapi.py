@@ -6,8 +6,11 @@ import httpx
 import msgspec
 import pytest
 
-from services.router import shapes
+from services.router import shapes, shapes_files
 from services.router.app import ENDPOINTS
+from services.router.batch.files import FileRecord
+from services.router.batch.record import Batch, Fault
+from services.router.endpoints import batches, files
 from services.router.endpoints.health import own_version
 from services.router.openapi import BOUNDS, description
 from services.router.operations import OPERATIONS
@@ -64,7 +67,7 @@ FLOATS = {"temperature", "top_p", "min_p", "presence_penalty", "frequency_penalt
 
 async def test_answers_have_the_shapes_that_are_described(client: httpx.AsyncClient) -> None:
     for path, operation in ((key.split(" ")[1], one) for key, one in OPERATIONS.items() if key.startswith("GET ")):
-        if "{rid}" not in path and operation.answer is not None:
+        if not path.startswith(("/v1/streams", "/v1/files", "/v1/batches")):
             answer = await client.get(path.replace("{name}", "org/alias"))
             msgspec.json.decode(answer.content, type=operation.answer, strict=True)
     all_fields = {"logprobs": True, "top_logprobs": 2, "prompt_logprobs": 1, "service_tier": "auto", "return_token_ids": True}
@@ -75,6 +78,24 @@ async def test_answers_have_the_shapes_that_are_described(client: httpx.AsyncCli
     msgspec.json.decode(answer.content, type=shapes.Completion)
     answer = await client.post("/v1/completions", json={})
     msgspec.json.decode(answer.content, type=shapes.Error)
+
+
+async def test_files_and_batches_have_the_shapes_that_are_described() -> None:
+    record = FileRecord(id="f", bytes=1, created_at=2, expires_at=3, filename="n", purpose="batch")
+    page = files.listed([files._shown(record)], 1)
+    msgspec.convert(page, shapes_files.FileList)
+    batch = Batch(
+        id="b",
+        tenant="t",
+        endpoint="/v1/completions",
+        input_file_id="f",
+        completion_window="24h",
+        status="failed",
+        created_at=1,
+        expires_at=2,
+        faults=(Fault(code="c", message="m"),),
+    )
+    msgspec.convert(files.listed([batches._shown(batch)], 1), shapes_files.BatchList)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
