@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from services.router.exchange import Exchange
+from services.router.exchange import EVENT_STREAM, Exchange
 from services.router.front import Front
 from services.router.generate import ChoiceEnd, GenerateRequest, Generation, TextDelta
 from services.router.logprobs import rows
@@ -76,16 +76,19 @@ def describe(dialect: Dialect, generation: Generation, fingerprint: str, extras:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Accepted requests that one event stream answers, and a writer for each."""
+    """Accepted requests that one event stream answers, and a writer for each; `ending` closes it."""
 
     generations: list[Generation]
     writers: Sequence[Writer]
     include_usage: bool
+    ending: bytes = DONE
 
 
-async def stream(exchange: Exchange, front: Front, start: Callable[[], Coroutine[Any, Any, Opened]]) -> None:
+async def stream(
+    exchange: Exchange, front: Front, start: Callable[[], Coroutine[Any, Any, Opened]], media_type: bytes = EVENT_STREAM
+) -> None:
     """Answers with an event stream. Raises RoadtrainError, also from `start`, only while nothing has been sent."""
-    events = EventStream(exchange, front.config.keep_alive_s)
+    events = EventStream(exchange, front.config.keep_alive_s, media_type)
 
     async def work() -> None:
         opened = await start()
@@ -95,7 +98,7 @@ async def stream(exchange: Exchange, front: Front, start: Callable[[], Coroutine
             await _all_or_none(relays)
             num_reasoning_tokens = sum(writer.num_reasoning_tokens for writer in writers)
             usage = usage_object(generations, num_reasoning_tokens)
-            await events.write((writers[0].usage(usage) if opened.include_usage else b"") + DONE, last=True)
+            await events.write((writers[0].usage(usage) if opened.include_usage else b"") + opened.ending, last=True)
         except Exception as exception:
             await end_all(generations)
             if not events.begun:

@@ -13,7 +13,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.router.answers import shown
 from services.router.auth import PUBLIC_PATHS, authenticate
-from services.router.endpoints import batches, chat, completions, description, files, health, models, streams, tokenize
+from services.router.endpoints import (
+    batches,
+    chat,
+    completions,
+    description,
+    files,
+    health,
+    models,
+    ollama,
+    streams,
+    tgi,
+    tokenize,
+)
+from services.router.errors_http import style_of
 from services.router.exchange import Exchange
 from services.router.front import Front, going_away
 from services.router.parse import ClientGone
@@ -42,6 +55,16 @@ ENDPOINTS: Mapping[str, Methods] = {
     "/tokenize": {"POST": tokenize.tokenize},
     "/detokenize": {"POST": tokenize.detokenize},
     "/tokenizer_info": {"GET": tokenize.tokenizer_info},
+    "/api/chat": {"POST": ollama.chat},
+    "/api/generate": {"POST": ollama.generate},
+    "/api/tags": {"GET": ollama.tags},
+    "/api/show": {"POST": ollama.show},
+    "/api/ps": {"GET": ollama.running},
+    "/api/version": {"GET": ollama.version},
+    "/": {"POST": tgi.root},
+    "/generate": {"POST": tgi.generate},
+    "/generate_stream": {"POST": tgi.generate_stream},
+    "/info": {"GET": tgi.info},
     "/openapi.json": {"GET": description.openapi},
     "/health": {"GET": health.ready},
     "/livez": {"GET": health.alive},
@@ -105,6 +128,7 @@ class _Layer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
+        exchange.style = style_of(scope["path"])
         scope[EXCHANGE] = exchange
         self._front.num_open += 1
         try:

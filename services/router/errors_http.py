@@ -1,13 +1,16 @@
-"""RoadtrainError as HTTP: OpenAI's error object, the status and the headers that its clients act on.
+"""RoadtrainError as HTTP: the status from the one table, headers that clients act on, and a body as each dialect has it.
 
 It knows nothing of what went wrong.
 """
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
-from shared.errors import RoadtrainError, as_object, mapped
+from shared.errors import InvalidRequest, RoadtrainError, Unavailable, as_object, mapped
 
 # Statuses that OpenAI's clients send again unless told otherwise.
 _RETRIED = frozenset({408, 409, 429})
@@ -15,9 +18,50 @@ _RETRIED = frozenset({408, 409, 429})
 Headers = list[tuple[bytes, bytes]]
 
 
-def error_body(error: RoadtrainError) -> bytes:
-    """{"error": {message, type, param, code}} as JSON."""
-    return msgspec.json.encode({"error": as_object(error)})
+@dataclass(frozen=True, slots=True)
+class ErrorStyle:
+    """How a dialect says what went wrong. in_stream: what stands around the body there; statuses: its own for some of ours."""
+
+    shown: Callable[[RoadtrainError], dict[str, Any]]
+    in_stream: tuple[bytes, bytes]
+    statuses: Mapping[int, int] = field(default_factory=dict)
+
+    def body(self, error: RoadtrainError) -> bytes:
+        """The error as JSON."""
+        return msgspec.json.encode(self.shown(error))
+
+    def event(self, error: RoadtrainError) -> bytes:
+        """The error as the last thing said in a stream."""
+        before, after = self.in_stream
+        return before + self.body(error) + after
+
+    def status(self, error: RoadtrainError) -> int:
+        """The HTTP status."""
+        ours = mapped(error).http_status
+        return self.statuses.get(ours, ours)
+
+
+def _tgi(error: RoadtrainError) -> dict[str, Any]:
+    kind = "generation"
+    if isinstance(error, InvalidRequest):
+        kind = "validation"
+    elif isinstance(error, Unavailable):
+        kind = "overloaded"
+    return {"error": error.message, "error_type": kind}
+
+
+OPENAI = ErrorStyle(lambda error: {"error": as_object(error)}, (b"data: ", b"\n\n"))
+OLLAMA = ErrorStyle(lambda error: {"error": error.message}, (b"", b"\n"))
+TGI = ErrorStyle(_tgi, (b"data:", b"\n\n"), {400: 422, 500: 424, 503: 429})
+
+_OF_TGI = frozenset({"/", "/generate", "/generate_stream", "/info"})
+
+
+def style_of(path: str) -> ErrorStyle:
+    """Whose dialect is spoken on this path."""
+    if path.startswith("/api/"):
+        return OLLAMA
+    return TGI if path in _OF_TGI else OPENAI
 
 
 def error_headers(error: RoadtrainError) -> Headers:

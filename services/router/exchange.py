@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 
 from services.router.accept import Caller
 from services.router.batch.upload import Form, read_form
-from services.router.errors_http import Headers, error_body, error_headers
+from services.router.errors_http import OPENAI, ErrorStyle, Headers, error_headers
 from services.router.parse import ClientGone, check_media_type, parse_object, read_body
-from shared.errors import InvalidRequest, NotFound, RoadtrainError, mapped
+from shared.errors import InvalidRequest, NotFound, RoadtrainError
 from shared.telemetry import context_from_headers
 
 MAX_HEADERS = 64
@@ -30,11 +30,8 @@ FILE_CHUNK_BYTES = 256 * 2**10
 _HOST = re.compile(rb"[A-Za-z0-9._\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
 _FIELD = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
-_STREAM_HEADERS: Headers = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+_STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 Result = TypeVar("Result")
 
@@ -55,7 +52,7 @@ class Idle(Protocol):
 class Exchange:
     """One request and its answer. `answered` is the status sent, 0 before that; `endpoint` the path pattern that took it.
 
-    band: the priority of what it asks for, whatever its body says.
+    band: the priority of what it asks for, whatever its body says. style: how its errors are said.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,6 +61,7 @@ class Exchange:
         self.endpoint = "none"
         self.tenant = ""
         self.band: int | None = None
+        self.style: ErrorStyle = OPENAI
         self.extra_headers: Headers = []
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         offered = self.headers.get(b"x-request-id", b"")
@@ -152,7 +150,7 @@ class Exchange:
 
     async def answer_error(self, error: RoadtrainError) -> None:
         """The whole answer is an error."""
-        await self.answer(mapped(error).http_status, error_body(error), headers=error_headers(error))
+        await self.answer(self.style.status(error), self.style.body(error), headers=error_headers(error))
 
     async def answer_file(self, path: Path) -> None:
         """The whole answer is what stands at `path`, sent as fast as the client reads. Raises NotFound if there is nothing."""
@@ -169,18 +167,18 @@ class Exchange:
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
             await self._send({"type": "http.response.body", "body": b""})
 
-    async def begin_events(self) -> None:
+    async def begin_events(self, media_type: bytes = EVENT_STREAM) -> None:
         """Begins an event stream."""
         self.answered = 200
         self._streaming = True
-        await self._send_head(200, _STREAM_HEADERS)
+        await self._send_head(200, [(b"content-type", media_type), *_STREAM_HEADERS])
 
     async def fail(self, error: RoadtrainError) -> None:
         """Ends whatever was begun with an error: as the answer, or as the last event of a stream."""
         if not self.answered:
             await self.answer_error(error)
         elif self._streaming:
-            await self.write(b"data: " + error_body(error) + b"\n\n", last=True)
+            await self.write(self.style.event(error), last=True)
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Further bytes of an event stream; waits while the client reads too slowly."""

@@ -4,13 +4,14 @@ What types do not say stands in `BOUNDS`, with the constants that the validators
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from services.router.accept import MAX_BAND, MAX_SALT_CHARS
 from services.router.chats import MAX_MESSAGES
-from services.router.operations import Operation
+from services.router.errors_http import style_of
+from services.router.operations import Answer, Operation
 from services.router.schema import REFUSED, Body
 from shared.errors import MAPPING, MethodNotAllowed, RoadtrainError, TooLarge, UnsupportedMediaType
 from shared.sampling import (
@@ -60,7 +61,7 @@ def description(operations: Mapping[str, Operation], version: str) -> dict[str, 
     types = _types(operations)
     _, components = msgspec.json.schema_components(types, ref_template=_TEMPLATE)
     for one in types:
-        if issubclass(one, Body):
+        if isinstance(one, type) and issubclass(one, Body):
             _complete(components[one.__name__], one)
     paths: dict[str, dict[str, Any]] = {}
     for key, operation in operations.items():
@@ -75,8 +76,8 @@ def description(operations: Mapping[str, Operation], version: str) -> dict[str, 
     }
 
 
-def _types(operations: Mapping[str, Operation]) -> list[type[msgspec.Struct]]:
-    found: dict[type[msgspec.Struct], None] = {}
+def _types(operations: Mapping[str, Operation]) -> list[Answer]:
+    found: dict[Answer, None] = {}
     for operation in operations.values():
         found |= dict.fromkeys(
             one for one in (*operation.bodies, operation.answer, operation.events, operation.error) if one is not None
@@ -104,7 +105,7 @@ def _not_null(schema: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _operation(key: str, operation: Operation) -> dict[str, Any]:
-    made: dict[str, Any] = {"summary": operation.summary, "operationId": key, "responses": _responses(operation)}
+    made: dict[str, Any] = {"summary": operation.summary, "operationId": key, "responses": _responses(key, operation)}
     if operation.public:
         made["security"] = []
     if operation.bodies:
@@ -125,7 +126,7 @@ def _parameter(name: str, place: str, text: str) -> dict[str, Any]:
     return {"name": name, "in": place, "required": place == "path", "description": text, "schema": {"type": "string"}}
 
 
-def _responses(operation: Operation) -> dict[str, Any]:
+def _responses(key: str, operation: Operation) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if operation.answer is not None:
         content[operation.media_type] = {"schema": _ref(operation.answer)}
@@ -136,9 +137,11 @@ def _responses(operation: Operation) -> dict[str, Any]:
         content[operation.stream_media_type] = {"schema": {"type": "string"}, "x-event": _ref(operation.events)}
     responses: dict[str, Any] = {"200": {"description": operation.summary, "content": content}}
     error = {"application/json": {"schema": _ref(operation.error)}}
+    statuses = style_of(key.partition(" ")[2]).statuses
     for kind, mapped in MAPPING.items():
         if _possible(kind, operation):
-            responses[str(mapped.http_status)] = {"description": _first_line(kind), "content": error}
+            status = str(statuses.get(mapped.http_status, mapped.http_status))
+            responses.setdefault(status, {"description": _first_line(kind), "content": error})
     responses["431"] = {"description": "Headers over the limit.", "content": {"text/plain": {"schema": {"type": "string"}}}}
     return responses
 
@@ -154,5 +157,7 @@ def _first_line(kind: type[RoadtrainError]) -> str:
     return (kind.__doc__ or "").strip().splitlines()[0]
 
 
-def _ref(one: type[msgspec.Struct]) -> dict[str, str]:
+def _ref(one: Answer) -> dict[str, Any]:
+    if (items := get_args(one)) != ():
+        return {"type": "array", "items": _ref(items[0])}
     return {"$ref": _TEMPLATE.format(name=one.__name__)}

@@ -9,11 +9,15 @@ from typing import Any
 
 import msgspec
 
-from services.router import shapes, shapes_files
-from services.router.endpoints import batches, files, tokenize
+from services.router import shapes, shapes_files, shapes_ollama
+from services.router.endpoints import batches, files, ollama, tokenize
+from services.router.ollama import OllamaChat, OllamaGenerate
 from services.router.schema import ChatBody, CompletionBody
+from services.router.sse import LINES
+from services.router.tgi import TgiAnswer, TgiError, TgiEvent, TgiGenerate, TgiInfo
 
 Type = type[msgspec.Struct]
+Answer = Type | type[list[TgiAnswer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,7 @@ class Operation:
     """
 
     summary: str
-    answer: Type | None
+    answer: Answer | None
     bodies: tuple[Type, ...] = ()
     form: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     events: Type | None = None
@@ -37,9 +41,13 @@ class Operation:
     public: bool = False
 
 
+_LINES = LINES.decode()
 _PAGE = {"limit": "How many at most.", "after": "The last id of the page before."}
 _FILE, _BATCH = {"file_id": "A file's id."}, {"batch_id": "A batch's id."}
-_UPLOAD: Mapping[str, Mapping[str, Any]] = {"file": {"type": "string", "format": "binary"}, "purpose": {"enum": list(files.PURPOSES)}}
+_UPLOAD: Mapping[str, Mapping[str, Any]] = {
+    "file": {"type": "string", "format": "binary"},
+    "purpose": {"enum": list(files.PURPOSES)},
+}
 _MODEL = {"name": "A model's id; it may hold slashes."}
 
 OPERATIONS: Mapping[str, Operation] = {
@@ -74,6 +82,39 @@ OPERATIONS: Mapping[str, Operation] = {
     ),
     "POST /detokenize": Operation("The text of token ids.", tokenize.Detokenized, bodies=(tokenize.Detokenize,)),
     "GET /tokenizer_info": Operation("The model's special tokens and chat template.", tokenize.TokenizerInfo),
+    "POST /api/chat": Operation(
+        "Ollama's chat; lines of JSON unless `stream` is false.",
+        shapes_ollama.OllamaChatLine,
+        bodies=(OllamaChat,),
+        events=shapes_ollama.OllamaChatLine,
+        stream_media_type=_LINES,
+        error=shapes_ollama.OllamaError,
+    ),
+    "POST /api/generate": Operation(
+        "Ollama's answer to a prompt; lines of JSON unless `stream` is false.",
+        shapes_ollama.OllamaGenerateLine,
+        bodies=(OllamaGenerate,),
+        events=shapes_ollama.OllamaGenerateLine,
+        stream_media_type=_LINES,
+        error=shapes_ollama.OllamaError,
+    ),
+    "GET /api/tags": Operation("Every name of the model.", shapes_ollama.OllamaModels, error=shapes_ollama.OllamaError),
+    "POST /api/show": Operation(
+        "What is known of a model.",
+        shapes_ollama.OllamaShown,
+        bodies=(ollama.OllamaShow,),
+        error=shapes_ollama.OllamaError,
+    ),
+    "GET /api/ps": Operation("What runs: the model.", shapes_ollama.OllamaModels, error=shapes_ollama.OllamaError),
+    "GET /api/version": Operation("Which Roadtrain this is.", shapes.Version, error=shapes_ollama.OllamaError),
+    "POST /": Operation(
+        "TGI's answer, a list of one, or its stream.", list[TgiAnswer], bodies=(TgiGenerate,), events=TgiEvent, error=TgiError
+    ),
+    "POST /generate": Operation("TGI's whole answer.", TgiAnswer, bodies=(TgiGenerate,), error=TgiError),
+    "POST /generate_stream": Operation(
+        "TGI's answer token by token.", None, bodies=(TgiGenerate,), events=TgiEvent, error=TgiError
+    ),
+    "GET /info": Operation("What is served, and its limits.", TgiInfo, error=TgiError),
     "GET /openapi.json": Operation("This description.", shapes.Document),
     "GET /health": Operation("Whether a request sent now would be accepted.", shapes.Status, public=True),
     "GET /livez": Operation("Whether this process answers at all.", shapes.Status, public=True),

@@ -11,12 +11,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from services.router.exchange import Exchange
+from services.router.exchange import EVENT_STREAM, Exchange
 from services.router.generate import ChoiceEnd, Event, TextDelta
 from shared.errors import RoadtrainError
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+LINES = b"application/x-ndjson"
 
 encode = msgspec.json.Encoder().encode
 
@@ -163,9 +164,13 @@ class ChunkWriter:
 
 
 class EventStream:
-    """Sends events to one client. The answer begins with the first write, so that what fails before is a plain error."""
+    """Sends events to one client. The answer begins with the first write, so that what fails before is a plain error.
 
-    def __init__(self, exchange: Exchange, every_s: float) -> None:
+    Among lines of JSON (`media_type` LINES) there is nothing that keeps a connection alive and is not read as one.
+    """
+
+    def __init__(self, exchange: Exchange, every_s: float, media_type: bytes = EVENT_STREAM) -> None:
+        self._media_type = media_type
         self.begun = False
         self.every_s = every_s
         self._exchange = exchange
@@ -190,11 +195,11 @@ class EventStream:
 
     async def tick(self) -> None:
         """A comment, if nothing was sent since the last tick."""
-        if self._num_writes == self._num_seen and not self._ended:
+        if self._num_writes == self._num_seen and not self._ended and self._media_type == EVENT_STREAM:
             await self.write(KEEP_ALIVE)
         self._num_seen = self._num_writes
 
     async def _begin(self) -> None:
         if not self.begun:
-            await self._exchange.begin_events()
+            await self._exchange.begin_events(self._media_type)
             self.begun = True
