@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from services.router.batch.files import Files
+from services.router.errands import Errands
 from services.router.needs import Plane
 from shared.config import RouterConfig, cache_dir
 from shared.errors import Unavailable
@@ -22,7 +23,10 @@ def going_away() -> Unavailable:
 
 @dataclass(slots=True)
 class Front:
-    """One router process seen from outside. `answered` counts calls by door, endpoint and status; batches ask batch_paths."""
+    """One router process seen from outside. `answered` counts calls by door, endpoint and status; batches ask batch_paths.
+
+    errands: by kind, what goes on whether or not a client waits.
+    """
 
     plane: Plane
     config: RouterConfig
@@ -30,6 +34,7 @@ class Front:
     num_open: int = 0
     answered: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     batch_paths: tuple[str, ...] = ()
+    errands: dict[str, Errands] = field(default_factory=dict)
 
     @property
     def files(self) -> Files:

@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
-from services.router import shapes, shapes_files, shapes_ollama
+from services.router import shapes, shapes_files, shapes_ollama, shapes_responses
 from services.router.endpoints import batches, files, ollama, tokenize
 from services.router.ollama import OllamaChat, OllamaGenerate
+from services.router.responses.body import ResponsesBody
 from services.router.schema import ChatBody, CompletionBody
 from services.router.sse import LINES
 from services.router.tgi import TgiAnswer, TgiError, TgiEvent, TgiGenerate, TgiInfo
@@ -44,6 +45,7 @@ class Operation:
 _LINES = LINES.decode()
 _PAGE = {"limit": "How many at most.", "after": "The last id of the page before."}
 _FILE, _BATCH = {"file_id": "A file's id."}, {"batch_id": "A batch's id."}
+_RESPONSE = {"response_id": "A response's id."}
 _UPLOAD: Mapping[str, Mapping[str, Any]] = {
     "file": {"type": "string", "format": "binary"},
     "purpose": {"enum": list(files.PURPOSES)},
@@ -74,6 +76,26 @@ OPERATIONS: Mapping[str, Operation] = {
     "GET /v1/batches/{batch_id}": Operation("How a batch stands.", shapes_files.BatchObject, path=_BATCH),
     "POST /v1/batches/{batch_id}/cancel": Operation(
         "Ends a batch with the answers it has.", shapes_files.BatchObject, path=_BATCH
+    ),
+    "POST /v1/responses": Operation(
+        "Answers a conversation of items.",
+        shapes_responses.Response,
+        bodies=(ResponsesBody,),
+        events=shapes_responses.ResponseEvent,
+    ),
+    "GET /v1/responses/{response_id}": Operation(
+        "A response that is kept, or its events.",
+        shapes_responses.Response,
+        events=shapes_responses.ResponseEvent,
+        path=_RESPONSE,
+        query={"stream": "`true` for events.", "starting_after": "The number of the last event that arrived."},
+    ),
+    "DELETE /v1/responses/{response_id}": Operation("Forgets a response.", shapes_responses.ResponseDeleted, path=_RESPONSE),
+    "POST /v1/responses/{response_id}/cancel": Operation(
+        "Ends a response in the background.", shapes_responses.Response, path=_RESPONSE
+    ),
+    "GET /v1/responses/{response_id}/input_items": Operation(
+        "What was asked.", shapes_responses.ResponseItems, path=_RESPONSE, query={**_PAGE, "order": "`asc` or `desc`."}
     ),
     "GET /v1/models": Operation("Every name a model answers to.", shapes.ModelList),
     "GET /v1/models/{name}": Operation("One of them.", shapes.Model, path=_MODEL),

@@ -14,11 +14,15 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.router.app import BATCHED, admin_app, http_app
-from services.router.batch.runner import BatchRunner
+from services.router.batch.record import KIND as BATCH
+from services.router.batch.runner import MAX_BATCHES, BatchRunner
 from services.router.door import GrpcDoor
+from services.router.errands import Errands
 from services.router.exchange import MAX_HEADER_BYTES
 from services.router.front import Front
 from services.router.needs import Plane
+from services.router.responses.background import KIND as RESPONSE
+from services.router.responses.background import MAX_RESPONSES, Background
 from shared import rpc
 from shared.config import Settings
 from shared.errors import StartupError
@@ -120,10 +124,15 @@ class Doors:
     _tasks: list[asyncio.Task[None]] = field(init=False)
 
     def __post_init__(self) -> None:
-        runner = BatchRunner(self.front, BATCHED)
+        front = self.front
+        batches, responses = BatchRunner(front, BATCHED), Background(front)
+        front.errands[BATCH] = Errands(front.plane.store, BATCH, batches.offer, most=MAX_BATCHES)
+        front.errands[RESPONSE] = Errands(front.plane.store, RESPONSE, responses.offer, most=MAX_RESPONSES)
+        running = [errands.run(lambda: front.draining) for errands in front.errands.values()]
         self._tasks = [
             asyncio.create_task(self._tell_readiness(), name="readiness"),
-            asyncio.create_task(runner.run(), name="batches"),
+            asyncio.create_task(batches.sweep(), name="sweep"),
+            *(asyncio.create_task(errands, name="errands") for errands in running),
         ]
 
     @property

@@ -15,6 +15,9 @@ from typing import Any, cast
 
 from shared.queue.connection import Client, redis_errors
 
+# Of one tenant and kind: what anyone can store must not fill Redis.
+MAX_RECORDS = 10_000
+
 # Writes if the version is the one expected (0: there is no record), else changes nothing. Returns whether the value stands,
 # also when a write whose answer was lost is sent again.
 _WRITE = """
@@ -27,6 +30,9 @@ redis.call('EXPIRE', KEYS[1], ARGV[3])
 if version == 0 then
     local now = redis.call('TIME')
     redis.call('ZADD', KEYS[2], now[1] * 1000000 + now[2], ARGV[4])
+    while redis.call('ZCARD', KEYS[2]) > tonumber(ARGV[5]) do
+        redis.call('DEL', KEYS[2] .. ':' .. redis.call('ZPOPMIN', KEYS[2])[1])
+    end
 end
 if redis.call('TTL', KEYS[2]) < tonumber(ARGV[3]) then redis.call('EXPIRE', KEYS[2], ARGV[3]) end
 return 1
@@ -58,11 +64,16 @@ class Store:
         self._write = redis.register_script(_WRITE)
         self._hold = redis.register_script(_HOLD)
 
-    async def write(self, tenant: str, kind: str, record_id: str, value: bytes, *, version: int, ttl_s: int) -> bool:
-        """Writes over the record of that version (0: where there is none) and lets it live ttl_s more; False if it changed."""
+    async def write(
+        self, tenant: str, kind: str, record_id: str, value: bytes, *, version: int, ttl_s: int, most: int = MAX_RECORDS
+    ) -> bool:
+        """Writes over the record of that version (0: where there is none) and lets it live ttl_s more; False if it changed.
+
+        Of a tenant's records of that kind the newest `most` are kept.
+        """
         index = _index(tenant, kind)
         async with redis_errors():
-            return bool(await self._write(keys=[f"{index}:{record_id}", index], args=[version, value, ttl_s, record_id]))
+            return bool(await self._write(keys=[f"{index}:{record_id}", index], args=[version, value, ttl_s, record_id, most]))
 
     async def read(self, tenant: str, kind: str, record_id: str) -> Stored | None:
         """The record, or None if this tenant has none of that id."""

@@ -13,7 +13,7 @@ from typing import Any
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -66,7 +66,7 @@ def connect(redis_url: str) -> Client:
                 startup_nodes=[ClusterNode(host, port) for host, port in address.nodes],
                 username=address.username,
                 password=address.password,
-                ssl=address.encrypted,
+                **address.tls,
                 **_per_call(TIMEOUT_S, 2),
             )
     # No health_check_interval: redis-py 8.1 recurses without end when its check is refused while connecting (no password, server
@@ -98,11 +98,11 @@ class _PrimaryPool(SentinelConnectionPool, BlockingConnectionPool):
 def _primary_pool(address: Address) -> _PrimaryPool:
     secrets = {"username": address.sentinel_username, "password": address.sentinel_password}
     # A sentinel that does not answer must not use up the time of a call: there are others.
-    asking = {**_per_call(SENTINEL_TIMEOUT_S, 1), **secrets, "ssl": address.encrypted}
+    asking = {**_per_call(SENTINEL_TIMEOUT_S, 1), **secrets, **address.tls}
     return _PrimaryPool(  # type: ignore[no-untyped-call]
         address.master,
         Sentinel(address.nodes, sentinel_kwargs=asking),  # type: ignore[no-untyped-call]
-        ssl=address.encrypted,
+        **address.tls,
         username=address.username,
         password=address.password,
         db=address.db,
@@ -133,13 +133,21 @@ async def check_server(redis: Client) -> None:
             infos = [await redis.info(target_nodes=node) for node in redis.get_primaries()]
         else:
             infos = [await redis.info()]
-    except RedisError as error:
-        # redis-py hides what went wrong while connecting behind a plain ConnectionError.
-        if isinstance(error, _REFUSALS) or isinstance(error.__cause__, _REFUSALS):
+    except (RedisError, RedisClusterException) as error:
+        if _is_refusal(error):
             raise StartupError(f"Redis refuses us ({error}); write user and password into its address") from error
+        # Of sentinels it only has a text.
+        if isinstance(error, MasterNotFoundError) and AuthenticationError.__name__ in str(error):
+            wanted = "?sentinel_username=...&sentinel_password=..."
+            raise StartupError(f"the sentinels refuse us; write {wanted} behind the address of Redis") from error
         raise
     for info in infos:
         _check_info(info, private=_is_private(redis))
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """redis-py hides what went wrong while connecting behind a ConnectionError, or behind two errors of a cluster."""
+    return error is not None and (isinstance(error, _REFUSALS) or _is_refusal(error.__cause__))
 
 
 def _check_info(info: dict[str, Any], *, private: bool) -> None:

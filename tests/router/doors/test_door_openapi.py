@@ -6,7 +6,7 @@ import httpx
 import msgspec
 import pytest
 
-from services.router import shapes, shapes_files
+from services.router import shapes, shapes_files, shapes_responses
 from services.router.app import ENDPOINTS
 from services.router.batch.files import FileRecord
 from services.router.batch.record import Batch, Fault
@@ -67,7 +67,7 @@ FLOATS = {"temperature", "top_p", "min_p", "presence_penalty", "frequency_penalt
 
 async def test_answers_have_the_shapes_that_are_described(client: httpx.AsyncClient) -> None:
     for path, operation in ((key.split(" ")[1], one) for key, one in OPERATIONS.items() if key.startswith("GET ")):
-        if not path.startswith(("/v1/streams", "/v1/files", "/v1/batches")):
+        if not path.startswith(("/v1/streams", "/v1/files", "/v1/batches", "/v1/responses")):
             answer = await client.get(path.replace("{name}", "org/alias"))
             msgspec.json.decode(answer.content, type=operation.answer, strict=True)
     all_fields = {"logprobs": True, "top_logprobs": 2, "prompt_logprobs": 1, "service_tier": "auto", "return_token_ids": True}
@@ -96,6 +96,16 @@ async def test_files_and_batches_have_the_shapes_that_are_described() -> None:
         faults=(Fault(code="c", message="m"),),
     )
     msgspec.convert(files.listed([batches._shown(batch)], 1), shapes_files.BatchList)
+
+
+async def test_responses_have_the_shapes_that_are_described(client: httpx.AsyncClient) -> None:
+    body = {"model": "tiny", "input": "hi", "store": False}
+    whole = await client.post("/v1/responses", json=body)
+    assert msgspec.json.decode(whole.content, type=shapes_responses.Response).status == "completed"
+    events = await client.post("/v1/responses", json=body | {"stream": True})
+    lines = [line.removeprefix("data: ") for line in events.text.splitlines() if line.startswith("data: ")]
+    found = [msgspec.json.decode(line, type=shapes_responses.ResponseEvent) for line in lines]
+    assert found[-1].response.status == "completed"
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])

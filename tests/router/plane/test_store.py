@@ -68,3 +68,10 @@ async def test_what_expired_is_gone_from_the_list(store: Store):
     while await store.read("a", "response", "short") is not None:
         await asyncio.sleep(0.05)
     assert [stored.record_id for stored in await store.newest("a", "response", limit=1)] == ["long"]
+
+
+async def test_the_newest_are_kept(store: Store):
+    for number in range(5):
+        await store.write("a", "response", f"r{number}", b"x", version=0, ttl_s=60, most=3)
+    assert [stored.record_id for stored in await store.newest("a", "response", limit=9)] == ["r4", "r3", "r2"]
+    assert await store.read("a", "response", "r1") is None
