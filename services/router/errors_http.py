@@ -22,18 +22,18 @@ Headers = list[tuple[bytes, bytes]]
 class ErrorStyle:
     """How a dialect says what went wrong. in_stream: what stands around the body there; statuses: its own for some of ours."""
 
-    shown: Callable[[RoadtrainError], dict[str, Any]]
+    shown: Callable[[RoadtrainError, bytes], dict[str, Any]]
     in_stream: tuple[bytes, bytes]
     statuses: Mapping[int, int] = field(default_factory=dict)
 
-    def body(self, error: RoadtrainError) -> bytes:
+    def body(self, error: RoadtrainError, request_id: bytes) -> bytes:
         """The error as JSON."""
-        return msgspec.json.encode(self.shown(error))
+        return msgspec.json.encode(self.shown(error, request_id))
 
-    def event(self, error: RoadtrainError) -> bytes:
+    def event(self, error: RoadtrainError, request_id: bytes) -> bytes:
         """The error as the last thing said in a stream."""
         before, after = self.in_stream
-        return before + self.body(error) + after
+        return before + self.body(error, request_id) + after
 
     def status(self, error: RoadtrainError) -> int:
         """The HTTP status."""
@@ -41,7 +41,15 @@ class ErrorStyle:
         return self.statuses.get(ours, ours)
 
 
-def _tgi(error: RoadtrainError) -> dict[str, Any]:
+def _openai(error: RoadtrainError, _: bytes) -> dict[str, Any]:
+    return {"error": as_object(error)}
+
+
+def _ollama(error: RoadtrainError, _: bytes) -> dict[str, Any]:
+    return {"error": error.message}
+
+
+def _tgi(error: RoadtrainError, _: bytes) -> dict[str, Any]:
     kind = "generation"
     if isinstance(error, InvalidRequest):
         kind = "validation"
@@ -50,8 +58,8 @@ def _tgi(error: RoadtrainError) -> dict[str, Any]:
     return {"error": error.message, "error_type": kind}
 
 
-OPENAI = ErrorStyle(lambda error: {"error": as_object(error)}, (b"data: ", b"\n\n"))
-OLLAMA = ErrorStyle(lambda error: {"error": error.message}, (b"", b"\n"))
+OPENAI = ErrorStyle(_openai, (b"data: ", b"\n\n"))
+OLLAMA = ErrorStyle(_ollama, (b"", b"\n"))
 TGI = ErrorStyle(_tgi, (b"data:", b"\n\n"), {400: 422, 500: 424, 503: 429})
 
 _OF_TGI = frozenset({"/", "/generate", "/generate_stream", "/info"})

@@ -150,7 +150,8 @@ class Exchange:
 
     async def answer_error(self, error: RoadtrainError) -> None:
         """The whole answer is an error."""
-        await self.answer(self.style.status(error), self.style.body(error), headers=error_headers(error))
+        body = self.style.body(error, self.request_id)
+        await self.answer(self.style.status(error), body, headers=error_headers(error))
 
     async def answer_file(self, path: Path) -> None:
         """The whole answer is what stands at `path`, sent as fast as the client reads. Raises NotFound if there is nothing."""
@@ -178,7 +179,7 @@ class Exchange:
         if not self.answered:
             await self.answer_error(error)
         elif self._streaming:
-            await self.write(self.style.event(error), last=True)
+            await self.write(self.style.event(error, self.request_id), last=True)
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Further bytes of an event stream; waits while the client reads too slowly."""

@@ -90,9 +90,7 @@ def test_a_prompt_is_cut_only_where_it_is_asked_for(http: httpx.Client) -> None:
     assert cut["choices"][0]["prompt_token_ids"] == ids[-3:]
     assert cut["choices"][0]["text"] == complete(http, prompt=ids[-3:])["choices"][0]["text"]
     long = ids * 3000
-    fits = complete(http, prompt=long, truncate_prompt_tokens=-1, max_tokens=1, return_token_ids=True, echo=False)
     most = http.post("/tokenize", json={"prompt": "x"}).json()["max_model_len"]
-    assert fits["choices"][0]["prompt_token_ids"] == long[-(most - 1) :]
     refused = http.post("/v1/completions", json={"model": "default", "prompt": long})
     assert refused.json()["error"]["code"] == "context_length_exceeded"
     refused = http.post("/v1/completions", json={"model": "default", "prompt": "x", "truncate_prompt_tokens": most + 1})
