@@ -61,6 +61,12 @@ class RouterConfig(_Section):
     keep_alive_s: Seconds = Field(15.0, description="Send a comment on an idle event stream this often.")
     drain_grace_s: Seconds = Field(30.0, description="On SIGTERM wait this long for open streams.")
     strict: bool = Field(False, description="Refuse fields nobody knows instead of ignoring them.")
+    tool_parser: Literal["hermes", "llama3_json", "mistral", "pythonic", "qwen3_xml", "deepseek"] | None = Field(
+        None, description="How the model spells calls of tools; unset: what its chat template shows."
+    )
+    reasoning_parser: Literal["think", "none"] | None = Field(
+        None, description="How the model marks reasoning, 'none' leaves it in the text; unset: what its chat template shows."
+    )
 
     @property
     def ports(self) -> tuple[int, int, int]:
@@ -164,6 +170,8 @@ SHORTCUTS = {
     "router.grpc-port": "grpc-port",
     "router.admin-port": "admin-port",
     "router.strict": "strict",
+    "router.tool-parser": "tool-parser",
+    "router.reasoning-parser": "reasoning-parser",
     "worker.compute": "compute",
     "worker.kv-dtype": "kv-dtype",
     "worker.kv-memory": "kv-memory",

@@ -124,10 +124,8 @@ async def collect(
         try:
             collected = await _all_or_none(
                 [
-                    _collect_parts(
-                        generation, request.sampling.n, make_logprobs(generation), part_reader(front, generation, request.reading)
-                    )
-                    if request.reading is not None
+                    _collect_parts(generation, request.sampling.n, make_logprobs(generation), part_reader(front, generation))
+                    if generation.reading is not None
                     else _collect(generation, request.sampling.n, make_logprobs(generation))
                     for generation, request in zip(generations, requests, strict=True)
                 ]
@@ -143,9 +141,9 @@ async def collect(
     return await exchange.while_listening(work())
 
 
-def part_reader(front: Front, generation: Generation, reading: types_pb2.Reading | None) -> PartReader:
-    """What turns the generation's events into parts; without a `reading` all is content."""
-    return PartReader(generation, reading, front.plane.vocabulary)
+def part_reader(front: Front, generation: Generation) -> PartReader:
+    """What turns the generation's events into parts."""
+    return PartReader(generation, front.plane.vocabulary)
 
 
 def usage_object(generations: Sequence[Generation], num_reasoning_tokens: int = 0) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from services.router.endpoints import (
     description,
     files,
     health,
+    messages,
     models,
     ollama,
     responses,
@@ -44,6 +45,8 @@ Methods = Mapping[str, Handle]
 ENDPOINTS: Mapping[str, Methods] = {
     "/v1/chat/completions": {"POST": chat.chat},
     "/v1/completions": {"POST": completions.completions},
+    "/v1/messages": {"POST": messages.messages},
+    "/v1/messages/count_tokens": {"POST": messages.count_tokens},
     "/v1/streams/{rid}": {"GET": streams.take_up},
     "/v1/files": {"POST": files.create, "GET": files.list_files},
     "/v1/files/{file_id}": {"GET": files.one_file, "DELETE": files.delete},

@@ -11,17 +11,17 @@ import grpc
 
 from services.router.accept import Caller, proto_request
 from services.router.auth import authenticate
+from services.router.door_events import event_message, part_message
 from services.router.front import Front
-from services.router.generate import ChoiceEnd, Event, Generation
+from services.router.generate import Generation
+from services.router.parts import PartReader
 from shared.errors import InvalidRequest, RoadtrainError, mapped
-from shared.pb import router_pb2, router_pb2_grpc, types_pb2
+from shared.pb import router_pb2, router_pb2_grpc
 from shared.telemetry import context_from_headers
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 Start = Callable[[], Awaitable[Generation]]
-
-_REASONS = {"stop": types_pb2.FINISH_REASON_STOP, "length": types_pb2.FINISH_REASON_LENGTH}
 
 
 class GrpcDoor(router_pb2_grpc.RouterServicer):
@@ -100,6 +100,7 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
     async def _answer(self, generation: Generation) -> AsyncIterator[router_pb2.Event]:
         try:
             position = generation.position()
+            reader = None if generation.reading is None else PartReader(generation, self._front.plane.vocabulary)
             begun = not generation.waits_for_prompt
             if begun:
                 yield _begun(generation, position)
@@ -109,7 +110,7 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
                     yield _begun(generation, position)
                     begun = True
                 for event in happened:
-                    yield _event(event)
+                    yield event_message(event) if reader is None else part_message(event, reader.read(event))
                 position = happened[-1].position
             yield router_pb2.Event(position=position, usage=generation.usage)
         except BaseException:
@@ -146,15 +147,3 @@ def _begun(generation: Generation, position: str) -> router_pb2.Event:
         prompt_logprobs=generation.prompt_logprobs,
     )
     return router_pb2.Event(position=position, begun=begun)
-
-
-def _event(event: Event) -> router_pb2.Event:
-    if isinstance(event, ChoiceEnd):
-        finished = router_pb2.ChoiceFinished(choice=event.choice, reason=_REASONS[event.reason])
-        if event.stop_string is not None:
-            finished.stop_string = event.stop_string
-        elif event.stop_token_id is not None:
-            finished.stop_token_id = event.stop_token_id
-        return router_pb2.Event(position=event.position, finished=finished)
-    delta = router_pb2.Delta(choice=event.choice, text=event.text, token_ids=event.token_ids, logprobs=event.logprobs)
-    return router_pb2.Event(position=event.position, delta=delta)

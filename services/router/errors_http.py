@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from services.router.anthropic.errors import message_error
 from shared.errors import InvalidRequest, RoadtrainError, Unavailable, as_object, mapped
 
 # Statuses that OpenAI's clients send again unless told otherwise.
@@ -58,6 +59,7 @@ def _tgi(error: RoadtrainError, _: bytes) -> dict[str, Any]:
     return {"error": error.message, "error_type": kind}
 
 
+ANTHROPIC = ErrorStyle(message_error, (b"event: error\ndata: ", b"\n\n"))
 OPENAI = ErrorStyle(_openai, (b"data: ", b"\n\n"))
 OLLAMA = ErrorStyle(_ollama, (b"", b"\n"))
 TGI = ErrorStyle(_tgi, (b"data:", b"\n\n"), {400: 422, 500: 424, 503: 429})
@@ -69,6 +71,8 @@ def style_of(path: str) -> ErrorStyle:
     """Whose dialect is spoken on this path."""
     if path.startswith("/api/"):
         return OLLAMA
+    if path.startswith("/v1/messages"):
+        return ANTHROPIC
     return TGI if path in _OF_TGI else OPENAI
 
 

@@ -11,9 +11,11 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 
 from services.router import position as positions
+from services.router.bad_words import spellings_of, texts_of
 from services.router.choice import ChoiceEnd, DecodeRule, EndReason, Event, TextDelta
 from services.router.generation import CancelReason, Ending, Facts, Generation, Road
 from services.router.ledger import Ledger
+from services.router.reading import formats, reading_of, sampling_of
 from services.router.request import DEFAULT_BAND, GenerateRequest, Prompt
 from services.router.resume import Resumer
 from services.router.sequencer import Held, pack, unpack
@@ -29,6 +31,7 @@ from shared.queue.payload import digest, open_sealed, seal
 from shared.queue.rid import is_rid, new_rid, rid_for_key
 from shared.queue.types import NewRequest
 from shared.sampling import SamplingParams, from_proto, to_proto
+from shared.tasks import end_tasks
 
 __all__ = [
     "DEFAULT_BAND",
@@ -63,7 +66,10 @@ class Prepared:
 
 
 class Generator:
-    """Starts requests of one router. `keys` sign payloads, the first one also derives rids from idempotency keys."""
+    """Starts requests of one router. `keys` sign payloads, the first one also derives rids from idempotency keys.
+
+    `parsers`: of calls and of reasoning, where the operator names them.
+    """
 
     def __init__(
         self,
@@ -78,6 +84,7 @@ class Generator:
         keys: Sequence[bytes],
         names: tuple[str, ...],
         default_deadline_s: float,
+        parsers: tuple[str | None, str | None] = (None, None),
     ):
         self._road = road
         self._ledger = ledger
@@ -89,6 +96,7 @@ class Generator:
         self._keys = keys
         self._names = names
         self._default_deadline_s = default_deadline_s
+        self._parsers = parsers
 
     async def start(self, request: GenerateRequest) -> Generation:
         """Accept one request: validate, render and encode, check lengths, put on the queue.
@@ -102,14 +110,20 @@ class Generator:
         limits = self._workers.limits()
         request.sampling.validate(vocab_size=limits.vocab_size, names=request.names)
         description = await self._tokenizers.describe()
-        token_ids = truncated(request, await self._encode(request), limits)
-        prepared = self._prepare(request, token_ids, limits)
+        token_ids, reading, request = await self._texts(request, description)
+        prepared = self._prepare(request, truncated(request, token_ids, limits), reading, limits)
         new = self._new_request(request, prepared)
         after = _position(request.after, prepared.rid, prepared.params.n)
         generation = self._generation(new, prepared.payload, prepared.deadline_s, description.eos_token_ids, after)
         crash.point("router.accepted")
         await self._settle(generation, self._resumer.put(generation, new))
         return generation
+
+    async def num_prompt_tokens(self, request: GenerateRequest) -> int:
+        """How long the request's prompt would be. Raises InvalidRequest, NotFound, Unavailable."""
+        check_model(request, self._names)
+        token_ids, _ = await self._encode(request, await self._tokenizers.describe())
+        return len(token_ids)
 
     async def resume(self, rid: str, after: str, tenant: str) -> tuple[Generation, types_pb2.Shape]:
         """Take up a tenant's stream after the event whose id is `after`, or from the beginning; and how it was answered.
@@ -141,7 +155,8 @@ class Generator:
         if payload.shape.extras.prompt_only:
             rule = replace(rule, prompt_only=True)
         wants = params.num_prompt_logprobs is not None
-        facts = Facts(self._names[0], request.tenant, payload.shape.created, prompt, rule, deadline_s, wants, after)
+        reading = payload.shape.reading if payload.shape.HasField("reading") else None
+        facts = Facts(self._names[0], request.tenant, payload.shape.created, prompt, rule, deadline_s, wants, after, reading)
         return Generation(held, facts, self._road)
 
     async def _settle(self, generation: Generation, attaching: Coroutine[None, None, None]) -> None:
@@ -179,18 +194,54 @@ class Generator:
         answer = await self._queue.cancel(rid, tenant=tenant, router_id=self._router_id, attach=0, why="client")
         return answer.verdict == "ok"
 
-    async def _encode(self, request: GenerateRequest) -> list[int]:
+    async def _texts(
+        self, request: GenerateRequest, description: tokenizer_pb2.Description
+    ) -> tuple[list[int], types_pb2.Reading | None, GenerateRequest]:
+        """What only the tokenizer can say: the prompt's ids, how output is read, whether the grammar is one, bad words' ids."""
+        token_ids, reading = await self._encode(request, description)
+        sampling = request.sampling if reading is None else sampling_of(request.sampling, reading, request.tools)
+        request = replace(request, sampling=sampling)
+        if sampling.is_constrained:
+            checking = asyncio.create_task(self._check(request))
+            try:
+                bad_word_ids = await self._spell(sampling.bad_words)
+                await checking
+            finally:
+                await end_tasks([checking])
+            request = replace(request, sampling=replace(sampling, bad_word_ids=bad_word_ids))
+        return token_ids, reading, request
+
+    async def _check(self, request: GenerateRequest) -> None:
+        if (asked := to_proto(request.sampling)).HasField("grammar"):
+            try:
+                await self._tokenizers.check_grammar(asked.grammar)
+            except InvalidRequest as error:
+                name = request.names.get("grammar", "grammar")
+                message = error.message.replace("'grammar'", f"'{name}'", 1)
+                raise InvalidRequest(message, param=name, code=error.code) from None
+
+    async def _spell(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        if not words:
+            return ()
+        return spellings_of(await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(texts=texts_of(words))))
+
+    async def _encode(
+        self, request: GenerateRequest, description: tokenizer_pb2.Description
+    ) -> tuple[list[int], types_pb2.Reading | None]:
         prompt = request.prompt
         if isinstance(prompt, str):
             text = tokenizer_pb2.Text(text=prompt, add_special_tokens=request.add_special_tokens)
             (token_ids,) = await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(texts=[text]))
-            return token_ids
+            return token_ids, None
         if isinstance(prompt, tokenizer_pb2.Chat):
-            (token_ids,) = await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(chat=prompt))
-            return token_ids
-        return list(prompt)
+            token_ids, is_open = await self._tokenizers.encode_chat(prompt)
+            spoken = formats(description, tool_parser=self._parsers[0], reasoning_parser=self._parsers[1])
+            return token_ids, reading_of(spoken, request.tools, reasoning_open=is_open, hide_reasoning=request.hide_reasoning)
+        return list(prompt), None
 
-    def _prepare(self, request: GenerateRequest, token_ids: list[int], limits: ModelLimits) -> Prepared:
+    def _prepare(
+        self, request: GenerateRequest, token_ids: list[int], reading: types_pb2.Reading | None, limits: ModelLimits
+    ) -> Prepared:
         check_ids(request, token_ids, limits)
         key = request.idempotency_key
         num_shards = self._queue.num_shards
@@ -207,7 +258,7 @@ class Generator:
                 echo=request.echo,
                 include_usage=request.include_usage,
                 dialect=request.dialect,
-                reading=request.reading,
+                reading=reading,
                 extras=request.extras,
             ),
         )

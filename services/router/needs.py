@@ -46,6 +46,10 @@ class Starter(Protocol):
         """See Generator.start."""
         ...
 
+    async def num_prompt_tokens(self, request: GenerateRequest) -> int:
+        """See Generator.num_prompt_tokens."""
+        ...
+
     async def resume(self, rid: str, after: str, tenant: str) -> tuple[Generation, types_pb2.Shape]:
         """See Generator.resume."""
         ...

@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from services.router import shapes, shapes_files, shapes_ollama, shapes_responses
+from services.router import shapes, shapes_anthropic, shapes_files, shapes_ollama, shapes_responses
+from services.router.anthropic.body import CountBody, MessageBody
 from services.router.endpoints import batches, files, ollama, tokenize
 from services.router.ollama import OllamaChat, OllamaGenerate
 from services.router.responses.body import ResponsesBody
@@ -58,6 +59,19 @@ OPERATIONS: Mapping[str, Operation] = {
     ),
     "POST /v1/completions": Operation(
         "Continues prompts.", shapes.Completion, bodies=(CompletionBody,), events=shapes.Completion
+    ),
+    "POST /v1/messages": Operation(
+        "Answers a message of Anthropic's.",
+        shapes_anthropic.MessageAnswer,
+        bodies=(MessageBody,),
+        events=shapes_anthropic.MessageEvent,
+        error=shapes_anthropic.MessageError,
+    ),
+    "POST /v1/messages/count_tokens": Operation(
+        "How many tokens a message's prompt is.",
+        shapes_anthropic.MessageCount,
+        bodies=(CountBody,),
+        error=shapes_anthropic.MessageError,
     ),
     "GET /v1/streams/{rid}": Operation(
         "The rest of a stream whose connection was lost, as it began: chunks of a chat or of a completion.",

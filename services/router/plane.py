@@ -84,6 +84,7 @@ class Plane:
             keys=keys,
             names=settings.names,
             default_deadline_s=router.default_deadline_s,
+            parsers=(router.tool_parser, router.reasoning_parser),
         )
         self._loaded = False
         self._server: rpc.Server | None = None

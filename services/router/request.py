@@ -6,6 +6,7 @@ It knows nothing of HTTP, of JSON or of queues.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from services.router.tools import ToolUse
 from shared.pb import tokenizer_pb2, types_pb2
 from shared.sampling import SamplingParams
 
@@ -23,8 +24,8 @@ class GenerateRequest:
     `truncate_prompt_tokens` keeps that many of the prompt's last tokens, -1 as many as leave room for the output; None: all.
     `add_special_tokens`: a text begins with what the model wants there. `extras` is what the answer holds besides.
     `band` is the priority class, 0 (first) to 9. `deadline_ms` counts from acceptance; 0 takes the router's default.
-    `dialect` ("chat" or "completion") and `include_usage` say how a stream is answered, should it be taken up elsewhere;
-    `reading` says how its text becomes reasoning and calls of tools, None: it is content.
+    `dialect` ("chat" or "completion") and `include_usage` say how a stream is answered, should it be taken up elsewhere.
+    `tools` may be called by a chat; its reasoning is left out of the answer with `hide_reasoning`.
     `after` is the id of the last event the client got of a stream that it began under the same idempotency key.
     `names` maps a field to what this door calls it ({"max_tokens": "max_completion_tokens"}), for error messages.
     """
@@ -46,4 +47,5 @@ class GenerateRequest:
     names: Mapping[str, str] = field(default_factory=dict)
     dialect: str = "completion"
     include_usage: bool = False
-    reading: types_pb2.Reading | None = None
+    tools: ToolUse | None = None
+    hide_reasoning: bool = False

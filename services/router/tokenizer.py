@@ -14,13 +14,15 @@ import grpc
 from services.router.sequencer import pack, unpack
 from shared import rpc
 from shared.errors import InternalError, InvalidRequest, RoadtrainError, TooLarge, Unavailable
-from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc
+from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
 
 # A call on a small input is answered in milliseconds; a large one gets time by its size.
 TRY_S = 2.0
 TRY_S_PER_MB = 2.0
 # After so long (and as much again as its size allows) a call is made to another replica, too: one may be frozen.
 HEDGE_S = 0.25
+# Of a grammar: its process is killed after 2 s, and may have to be started before.
+CHECK_S = 6.0
 ANOTHER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
 logger = logging.getLogger(__name__)
@@ -111,12 +113,25 @@ class Tokenizers:
         return self._description
 
     async def encode(self, request: tokenizer_pb2.EncodeRequest) -> list[list[int]]:
-        """Token ids of each text, the chat's last. Raises InvalidRequest if a chat cannot be rendered, or Unavailable."""
+        """Token ids of each text. Raises Unavailable."""
+        return [unpack(packed) for packed in (await self._encode(request)).token_ids]
+
+    async def encode_chat(self, chat: tokenizer_pb2.Chat) -> tuple[list[int], bool]:
+        """Token ids, and whether they end within reasoning. Raises InvalidRequest if it cannot be rendered, or Unavailable."""
+        reply = await self._encode(tokenizer_pb2.EncodeRequest(chat=chat))
+        return unpack(reply.token_ids[0]), reply.reasoning_open
+
+    async def _encode(self, request: tokenizer_pb2.EncodeRequest) -> tokenizer_pb2.EncodeReply:
         for_size_s = TRY_S_PER_MB * request.ByteSize() / 1e6
-        reply = await self._any(
+        return await self._any(
             lambda replica: replica.stub.Encode(request, timeout=TRY_S + for_size_s), hedge_s=HEDGE_S + for_size_s
         )
-        return [unpack(packed) for packed in reply.token_ids]
+
+    async def check_grammar(self, grammar: types_pb2.Grammar) -> None:
+        """Raises InvalidRequest, code and all, for a grammar that cannot be followed, or Unavailable."""
+        request = tokenizer_pb2.CheckGrammarRequest(grammar=grammar)
+        # A slow one is not asked of another replica, too: it is as slow there.
+        await self._any(lambda replica: replica.stub.CheckGrammar(request, timeout=CHECK_S), hedge_s=CHECK_S / 2)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text that these ids are, special tokens spelled out. Raises InvalidRequest for what is no id, or Unavailable."""

@@ -11,12 +11,15 @@ from typing import Any
 from services.tokenizer import vocab
 from services.tokenizer.chat import ChatEncoder
 from services.tokenizer.detokenize import Detokenizer, unpack_ids
+from services.tokenizer.formats import call_format, reasoning_format
+from services.tokenizer.grammar_pool import GrammarPool
 from services.tokenizer.render_pool import RenderPool
 from services.tokenizer.vocab import Vocabulary, pattern_of
 from shared import rpc
 from shared.config import Settings
 from shared.errors import InvalidRequest, StartupError
 from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc
+from shared.sampling import grammar_of
 
 # Below these an input costs less than half a millisecond, less than a thread's hand-over may.
 INLINE_CHARS = 1000
@@ -26,11 +29,12 @@ INLINE_TOKENS = 1000
 class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
     """Answers for one vocabulary."""
 
-    def __init__(self, vocabulary: Vocabulary, chats: ChatEncoder, threads: ThreadPoolExecutor):
+    def __init__(self, vocabulary: Vocabulary, chats: ChatEncoder, threads: ThreadPoolExecutor, grammars: "Grammars"):
         self._vocabulary = vocabulary
         self._chats = chats
         self._threads = threads
         self._specials = pattern_of(vocabulary.secret)
+        self._grammars = grammars
 
     async def Describe(self, request: tokenizer_pb2.DescribeRequest, context: Any) -> tokenizer_pb2.Description:  # noqa: N802
         """What model this is."""
@@ -43,6 +47,8 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
             digest=self._vocabulary.digest,
             special_tokens=source.template_tokens,
             chat_template=source.templates.get("default", next(iter(source.templates.values()), "")),
+            tool_parser=call_format(source.templates),
+            reasoning_parser=reasoning_format(source.templates),
         )
 
     async def Encode(self, request: tokenizer_pb2.EncodeRequest, context: Any) -> tokenizer_pb2.EncodeReply:  # noqa: N802
@@ -54,9 +60,11 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
 
     def _encode(self, request: tokenizer_pb2.EncodeRequest) -> tokenizer_pb2.EncodeReply:
         inputs = [self._encode_text(text) for text in request.texts]
+        is_open = False
         if request.HasField("chat"):
-            inputs.append(self._chats.encode(request.chat))
-        return tokenizer_pb2.EncodeReply(token_ids=[ids.tobytes() for ids in inputs])
+            ids, is_open = self._chats.encode(request.chat)
+            inputs.append(ids)
+        return tokenizer_pb2.EncodeReply(token_ids=[ids.tobytes() for ids in inputs], reasoning_open=is_open)
 
     def _encode_text(self, text: tokenizer_pb2.Text) -> "array[int]":
         add_special_tokens = text.add_special_tokens if text.HasField("add_special_tokens") else True
@@ -104,6 +112,33 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
             special_token_ids=sorted(self._vocabulary.special_ids),
         )
 
+    async def CheckGrammar(  # noqa: N802
+        self, request: tokenizer_pb2.CheckGrammarRequest, context: Any
+    ) -> tokenizer_pb2.CheckGrammarReply:
+        """Whether a grammar can be followed."""
+        grammar = grammar_of(request.grammar)
+        grammar.validate()
+        await asyncio.get_running_loop().run_in_executor(self._grammars.threads, self._grammars.pool.check, grammar)
+        return tokenizer_pb2.CheckGrammarReply()
+
+
+@dataclass(frozen=True, slots=True)
+class Grammars:
+    """The processes that judge grammars, and as many threads of their own that wait for them."""
+
+    pool: GrammarPool
+    threads: ThreadPoolExecutor
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, num_processes: int) -> "Grammars":
+        """For one vocabulary."""
+        return cls(GrammarPool(vocabulary, num_processes), ThreadPoolExecutor(num_processes, thread_name_prefix="grammar"))
+
+    def close(self) -> None:
+        """Ends threads and processes."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.pool.close()
+
 
 @dataclass(slots=True)
 class TokenizerServer:
@@ -113,12 +148,14 @@ class TokenizerServer:
     _server: rpc.Server
     _pool: RenderPool
     _threads: ThreadPoolExecutor
+    _grammars: Grammars
 
     async def stop(self, grace_s: float) -> None:
         """Takes no new calls, gives open ones `grace_s`, then ends threads and processes."""
         await self._server.set_ready(False)
         await self._server.stop(grace_s)
         self._pool.close()
+        self._grammars.close()
         self._threads.shutdown(cancel_futures=True)
 
 
@@ -130,7 +167,8 @@ async def serve(settings: Settings) -> TokenizerServer:
     vocabulary = vocab.load(Path(settings.model_path))
     pool = RenderPool(vocabulary.source.path, vocabulary.source.templates, num_threads)
     threads = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
-    servicer = TokenizerServicer(vocabulary, ChatEncoder(vocabulary, pool.render), threads)
+    grammars = Grammars.of(vocabulary, num_threads)
+    servicer = TokenizerServicer(vocabulary, ChatEncoder(vocabulary, pool.render), threads, grammars)
     registration = (tokenizer_pb2_grpc.add_TokenizerServicer_to_server, servicer)
     try:
         server = await rpc.serve(settings.tokenizer.address, [registration], setting="--tokenizer.address")
@@ -138,4 +176,4 @@ async def serve(settings: Settings) -> TokenizerServer:
         pool.close()
         threads.shutdown()
         raise
-    return TokenizerServer(server.address, server, pool, threads)
+    return TokenizerServer(server.address, server, pool, threads, grammars)

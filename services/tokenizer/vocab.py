@@ -20,28 +20,26 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from services.tokenizer.gguf_source import read_gguf_source
-from services.tokenizer.hf_source import read_hf_source
-from services.tokenizer.source import Rules, TextSource
-from services.tokenizer.token_bytes import token_bytes
 from shared.errors import StartupError
-from shared.gguf import read_gguf
+from shared.vocabulary.files import is_guarded, is_special, read_source
+from shared.vocabulary.source import Rules, TextSource
+from shared.vocabulary.token_bytes import token_bytes
 
 _MARK = "\U0010fffd"
 _SECRET = re.compile(f"{_MARK}[0-9a-f]{{38}}{_MARK}")
-_CONTROL_SHAPE = re.compile(r"<\|.*\|>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """A model's tokens. `token_bytes` is indexed by id; `secret` gives the secret spelling of each guarded token.
 
-    special_ids: the tokens that are left out of text shown to people.
+    special_ids: the tokens that are left out of text shown to people. control_ids: all that are guarded.
     """
 
     source: TextSource = field(repr=False)
     token_bytes: tuple[bytes, ...] = field(repr=False)
     special_ids: frozenset[int] = field(repr=False)
+    control_ids: frozenset[int] = field(repr=False)
     secret: Mapping[str, str] = field(repr=False)
     digest: bytes
     _tokenizer: Tokenizer = field(repr=False)
@@ -71,7 +69,7 @@ class Vocabulary:
 
 def load(path: Path) -> Vocabulary:
     """The vocabulary of a .gguf file or a Hugging Face directory. Raises StartupError naming file and fault."""
-    source = _read_source(path)
+    source = read_source(path)
     try:
         return _load(source)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -81,8 +79,8 @@ def load(path: Path) -> Vocabulary:
 def _load(source: TextSource) -> Vocabulary:
     rules = {**source.rules, "truncation": None, "padding": None}
     added = rules.get("added_tokens") or ()
-    special_ids = {token["id"] for token in added if token.get("special") or token["id"] in source.eos_token_ids}
-    guarded = [token for token in added if token["id"] in special_ids or _CONTROL_SHAPE.fullmatch(token["content"])]
+    special_ids = {token["id"] for token in added if is_special(token, source.eos_token_ids)}
+    guarded = [token for token in added if is_guarded(token, source.eos_token_ids)]
     nonce = secrets.token_hex(16)
     secret = {token["content"]: f"{_MARK}{nonce}{index:06x}{_MARK}" for index, token in enumerate(guarded)}
     tokenizer = _build(source.path, respell(rules, secret))
@@ -100,20 +98,12 @@ def _load(source: TextSource) -> Vocabulary:
         source=replace(source, rules={}),  # the tokenizer holds them now; as Python objects they take 20 MB
         token_bytes=token_bytes(source.path, rules, tokens),
         special_ids=frozenset(special_ids),
+        control_ids=frozenset(token["id"] for token in guarded),
         secret=secret,
         digest=_digest(source),
         _tokenizer=tokenizer,
         _tokens=spellings,
     )
-
-
-def _read_source(path: Path) -> TextSource:
-    if path.is_dir():
-        files = sorted(path.glob("*.gguf"))
-        if (path / "tokenizer.json").exists() or not files:
-            return read_hf_source(path)
-        path = files[0]
-    return read_gguf_source(read_gguf(path))
 
 
 def _build(path: Path, rules: Rules) -> Tokenizer:

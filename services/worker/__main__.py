@@ -39,6 +39,7 @@ from shared.queue.keys import read_keys
 from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, WorkerFacts
 from shared.queue.types import Owner
 from shared.rpc import Server, serve
+from shared.vocabulary.files import read_tokens
 
 EXIT_STUCK = 70
 SEEN_EVERY_S = 1.0
@@ -126,6 +127,7 @@ def _model_runner(settings: Settings, marks: Marks) -> Built:
         max_step_tokens=config.max_step_tokens,
         num_threads=config.num_threads,
         device=config.device,
+        read_tokens=lambda: read_tokens(path),
     )
     marks("KV cache")
     step_s = probe(runner, config.max_step_tokens)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from services.worker.engine.step import BLOCK_SIZE, Row, RowResult, RunnerLimits, Start, Step, StepResult, TokenLogprobs
+from shared.errors import InvalidRequest
 from shared.sampling import SamplingParams
 
 _MASK = 2**64 - 1
@@ -168,6 +169,11 @@ class SimRunner:
         if left_s > 0:
             time.sleep(left_s)
         return results
+
+    def prepare(self, params: SamplingParams) -> object:
+        """Refuses: what a hash yields keeps to no grammar."""
+        message = "The sim runner computes no model: it keeps to no grammar, allowed_token_ids or bad_words."
+        raise InvalidRequest(message, param="grammar", code="unsupported_parameter")
 
     def close(self) -> None:
         """Forgets all sequences."""

@@ -52,28 +52,21 @@ async def chat(exchange: Exchange, front: Front) -> None:
 
     async def start() -> Opened:
         generations = await start_all(front.plane.generator, [request])
-        writer = chat_writer(front, generations[0], request.reading, extras, include_usage=include_usage)
+        writer = chat_writer(front, generations[0], extras, include_usage=include_usage)
         return Opened(generations, [writer], include_usage)
 
     await stream(exchange, front, start)
 
 
-def chat_writer(
-    front: Front,
-    generation: Generation,
-    reading: types_pb2.Reading | None,
-    extras: types_pb2.Extras | None,
-    *,
-    include_usage: bool,
-) -> Writer:
+def chat_writer(front: Front, generation: Generation, extras: types_pb2.Extras | None, *, include_usage: bool) -> Writer:
     """Renders a chat's stream, also one that was begun elsewhere."""
     answer = describe(CHAT, generation, front.plane.model.fingerprint, extras)
     logprobs = delta_logprobs(front.plane.vocabulary, extras) if generation.has_logprobs else None
     begun = generation.resumed
-    if reading is None:
+    if generation.reading is None:
         writer = ChunkWriter(answer, include_usage=include_usage, logprobs=logprobs, begun=begun)
     else:
-        reader = part_reader(front, generation, reading)
+        reader = part_reader(front, generation)
         writer = PartWriter(answer, reader, include_usage=include_usage, logprobs=logprobs, begun=begun)
     return with_extras(writer, generation, extras, in_choice=False)
 

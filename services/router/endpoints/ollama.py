@@ -16,6 +16,7 @@ from services.router.logprobs import chat_content
 from services.router.needs import ServedModel
 from services.router.ollama import NAMES, Asked, OllamaChat, OllamaGenerate, Options, chat_body, generate_body
 from services.router.ollama_lines import Clock, Kind, LineWriter, line, moment, whole
+from services.router.reading import formats
 from services.router.request import GenerateRequest
 from services.router.schema import convert
 from services.router.sse import LINES
@@ -90,6 +91,7 @@ async def show(exchange: Exchange, front: Front) -> None:
     name = served_name(front, asked.model or asked.name or "")
     check_model(GenerateRequest(model=name, tenant=exchange.tenant, prompt=""), model.names)
     description = await front.plane.texts.describe()
+    spoken = formats(description, tool_parser=front.config.tool_parser, reasoning_parser=front.config.reasoning_parser)
     await exchange.answer_object(
         {
             "modelfile": f"FROM {model.names[0]}\n",
@@ -102,7 +104,7 @@ async def show(exchange: Exchange, front: Front) -> None:
                 "roadtrain.context_length": model.max_model_len,
                 "roadtrain.vocab_size": description.vocab_size,
             },
-            "capabilities": ["completion"],
+            "capabilities": ["completion", *(["tools"] if spoken.tools else []), *(["thinking"] if spoken.reasoning else [])],
             "modified_at": moment(model.created),
         }
     )
@@ -122,7 +124,7 @@ async def _answer(exchange: Exchange, front: Front, asked: Asked, request: Gener
 
     async def start() -> Opened:
         generations = await start_all(front.plane.generator, [request])
-        reader = part_reader(front, generations[0], request.reading)
+        reader = part_reader(front, generations[0])
         writer = LineWriter(kind, asked.model, generations[0], reader, clock, vocabulary)
         return Opened(generations, [writer], include_usage=False, ending=b"")
 

@@ -20,7 +20,6 @@ from services.router.responses.output import ResponseWriter
 from services.router.responses.shown import begun_again, head_of, item_shown
 from services.router.sse import EventStream
 from shared.errors import InvalidRequest
-from shared.pb import types_pb2
 
 MAX_PAGE = 100
 _NAMES = {"prompt": "input", "max_tokens": "max_output_tokens", "num_logprobs": "top_logprobs", "band": "priority"}
@@ -87,7 +86,7 @@ class _Asked:
         kept = self._kept(head_of(self._body, generation, "queued"))
         try:
             await self._responses.put(exchange.tenant, kept)
-            await Background(front).begin(exchange.tenant, kept, generation, self._request.reading)
+            await Background(front).begin(exchange.tenant, kept, generation)
         except BaseException:
             await end_all([generation])
             raise
@@ -99,7 +98,7 @@ class _Asked:
     async def _start(self) -> tuple[Generation, ResponseWriter]:
         generation = await self._front.plane.generator.start(self._request)
         head = head_of(self._body, generation, "in_progress")
-        return generation, writer_of(self._front, head, generation, self._request.reading)
+        return generation, writer_of(self._front, head, generation)
 
     def _kept(self, response: dict[str, Any]) -> Kept:
         items = [item_shown(item, response["id"], index) for index, item in enumerate(self._items)]
@@ -138,9 +137,8 @@ async def tell_again(exchange: Exchange, front: Front, kept: Kept, after: int) -
     events = EventStream(exchange, front.config.keep_alive_s)
 
     async def work() -> None:
-        generation, shape = await front.plane.generator.resume(kept.rid, "", exchange.tenant)
-        reading: types_pb2.Reading | None = shape.reading if shape.HasField("reading") else None
-        await tell(events, exchange, generation, writer_of(front, begun_again(kept), generation, reading, after=after))
+        generation, _ = await front.plane.generator.resume(kept.rid, "", exchange.tenant)
+        await tell(events, exchange, generation, writer_of(front, begun_again(kept), generation, after=after))
 
     await exchange.while_listening(work(), idle=events)
 

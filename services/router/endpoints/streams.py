@@ -46,8 +46,7 @@ def _after(exchange: Exchange) -> str:
 def _writer(front: Front, generation: Generation, shape: types_pb2.Shape) -> Writer:
     extras = shape.extras if shape.HasField("extras") else None
     if shape.dialect == "chat":
-        reading = shape.reading if shape.HasField("reading") else None
-        return chat_writer(front, generation, reading, extras, include_usage=shape.include_usage)
+        return chat_writer(front, generation, extras, include_usage=shape.include_usage)
     logprobs = None
     if generation.has_logprobs:
         as_ids = extras is not None and extras.tokens_as_ids

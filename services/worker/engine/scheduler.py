@@ -5,7 +5,7 @@ There is no prefill and no decode: a sequence owes its known tokens less its com
 1. Every running sequence is promised one token of the step's budget. What is over goes to them in order, then to
    waiting ones. So a long prompt never takes the token of a sequence that only decodes. While any decodes, a step
    computes few other tokens (pace.py), as all wait for the longest step; those behind many others count for more. No prompt
-   takes more than half of what is over while sequences wait for a seat, or while shorter ones behind it need the rest.
+   takes more than half of what is over while a sequence may get a seat, or while shorter ones behind it need the rest.
 2. A waiting sequence gets a seat when blocks for all that it owes are free, beyond those promised to running ones. The
    first that cannot makes all behind it wait, so none is passed over for ever.
 3. Of n choices the first computes the prompt; the others wait until it has, and find its blocks in the cache.
@@ -153,15 +153,18 @@ class Scheduler:
         running, size, index = self.lines.running, self._limits.block_size, 0
         budget = self._budget()
         spare = max(0, budget - len(running))
-        half = (spare + 1) // 2
-        is_mixed = budget < self._max_step_tokens
+        over, is_cut = spare, False  # over: what was left when the first prompt that does not get all came to its turn
+        is_mixed, may_seat = budget < self._max_step_tokens, self._may_seat()
         while index < len(running) and budget:
             sequence = running[index]
             count, weight = len(sequence.tokens) - sequence.num_computed, 1.0
             if count > 1:
                 weight = self._pace.weight(sequence.num_computed) if is_mixed else 1.0
-                most = half if self.lines.waiting else max(half, spare - self._owed_behind(index, count))
-                count = min(count, 1 + int(min(spare, most) / weight), budget)
+                over = over if is_cut else spare
+                most = spare - min(over // 2, self._owed_behind(index, count, may_seat)) if spare else 0
+                if may_seat:
+                    most = min(most, (over + 1) // 2)
+                count = min(count, 1 + int(max(0, most) / weight), budget)
             end = sequence.num_computed + count
             if end > len(sequence.blocks) * size:
                 if not self.lines.fits(sequence):
@@ -175,15 +178,24 @@ class Scheduler:
             if self._drafter is not None and spare > cost and end == len(sequence.tokens):
                 drafts = self._drafts(self._drafter, sequence, spare - cost)
             self._add_row(plan, sequence, end, drafts)
+            is_cut = is_cut or end < len(sequence.tokens)
             cost += len(drafts)
             spare -= cost
             budget -= 1 + cost
         return budget
 
-    def _owed_behind(self, index: int, count: int) -> int:
-        """Tokens that running sequences behind this one owe beyond one, of those that owe less than `count`."""
-        owed = (len(each.tokens) - each.num_computed for each in itertools.islice(self.lines.running, index + 1, None))
-        return sum(num - 1 for num in owed if num < count)
+    def _may_seat(self) -> bool:
+        """Whether there is a seat, and somebody waits who is not held."""
+        lines = self.lines
+        return len(lines.running) < self._max_num_seqs and any(not each.is_held for each in lines.waiting)
+
+    def _owed_behind(self, index: int, count: int, may_seat: bool) -> int:
+        """Tokens that those behind a running sequence owe, of those that owe less than `count`; running ones' first aside."""
+        waiting = [each for each in self.lines.waiting if not each.is_held] if may_seat else []
+        seated = itertools.islice(self.lines.running, index + 1, None)
+        owed = [len(each.tokens) - each.num_computed - 1 for each in seated]
+        owed += [len(each.tokens) - each.num_computed for each in waiting]
+        return sum(num for num in owed if num < count - 1)
 
     def _schedule_waiting(self, plan: Plan, budget: int) -> None:
         """Gives seats to waiting sequences while seats, budget and blocks last."""
@@ -218,7 +230,7 @@ class Scheduler:
         if not sequence.started:
             sequence.started = True
             work, output = sequence.request.work, tokens[sequence.num_prompt :]
-            plan.step.starts.append(Start(sequence.seq_id, sequence.choice, work.params, work.prompt, output))
+            plan.step.starts.append(Start(sequence.seq_id, sequence.choice, work.params, work.prompt, output, work.guide))
         plan.step.rows.append(row)
         plan.sequences.append(sequence)
 

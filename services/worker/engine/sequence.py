@@ -27,6 +27,7 @@ class Work:
 
     key: (rid, epoch). params: resolved (seed and max_tokens set). salt: who may share its blocks. band, tag: lower
     goes first. outputs: by choice, the ids already produced elsewhere, to go on from. Choices in `ended` are not run.
+    guide: what Runner.prepare made of params that constrain tokens.
     """
 
     key: Key
@@ -37,6 +38,7 @@ class Work:
     tag: float = 0.0
     outputs: Mapping[int, Ids[int]] = field(default_factory=dict)
     ended: frozenset[int] = frozenset()
+    guide: object = None
 
 
 @dataclass(frozen=True, slots=True)

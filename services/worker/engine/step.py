@@ -19,13 +19,17 @@ BLOCK_SIZE = 16
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A sequence the runner has not seen, or was told to forget: all that its sampling depends on."""
+    """A sequence the runner has not seen, or was told to forget: all that its sampling depends on.
+
+    guide: what Runner.prepare made of the params, if they constrain what may come.
+    """
 
     seq_id: int
     choice: int
     params: SamplingParams
     prompt: Sequence[int]
     output: Sequence[int]
+    guide: object = None
 
 
 @dataclass(slots=True)
@@ -93,9 +97,16 @@ class RunnerLimits:
 
 
 class Runner(Protocol):
-    """Computes steps; called from the engine thread alone."""
+    """Computes steps; called from the engine thread alone, but for `prepare`."""
 
     limits: RunnerLimits
+
+    def prepare(self, params: SamplingParams) -> object:
+        """What a Start with params that constrain its tokens must bring. Any thread may ask, and it may take seconds.
+
+        Raises InvalidRequest if this runner cannot keep to them.
+        """
+        ...
 
     def run(self, step: Step) -> StepResult:
         """Computes one step. An exception here is fatal to the worker."""

@@ -76,6 +76,7 @@ class FakeGeneration:
         self.waits_for_prompt = top is not None
         self.skips_special = request.sampling.skip_special_tokens
         self.is_resumed = False
+        self.reading: types_pb2.Reading | None = None
         self.has_logprobs = request.sampling.num_logprobs is not None
         self.resumed: frozenset[int] = frozenset()
         self.prompt_logprobs = None if top is None else columns(self.prompt_token_ids[1:], top)
@@ -164,13 +165,15 @@ class FakePlane:
         self.started.set()
         return generation
 
+    async def num_prompt_tokens(self, request: GenerateRequest) -> int:
+        check_model(request, NAMES)
+        return len(FakeGeneration(request, 0).prompt_token_ids)
+
     async def resume(self, rid: str, after: str, tenant: str) -> tuple[FakeGeneration, types_pb2.Shape]:
         for generation in self.generations:
             if generation.rid == rid and tenant == generation.request.tenant:
                 self.resumed_after = after
                 shape = types_pb2.Shape(dialect=generation.request.dialect, include_usage=generation.request.include_usage)
-                if generation.request.reading is not None:
-                    shape.reading.CopyFrom(generation.request.reading)
                 return FakeGeneration(generation.request, int(rid[6:])), shape
         raise NotFound("There is no such stream.", code="stream_not_found")
 

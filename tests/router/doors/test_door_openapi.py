@@ -6,7 +6,7 @@ import httpx
 import msgspec
 import pytest
 
-from services.router import shapes, shapes_files, shapes_responses
+from services.router import shapes, shapes_anthropic, shapes_files, shapes_responses
 from services.router.app import ENDPOINTS
 from services.router.batch.files import FileRecord
 from services.router.batch.record import Batch, Fault
@@ -106,6 +106,14 @@ async def test_responses_have_the_shapes_that_are_described(client: httpx.AsyncC
     lines = [line.removeprefix("data: ") for line in events.text.splitlines() if line.startswith("data: ")]
     found = [msgspec.json.decode(line, type=shapes_responses.ResponseEvent) for line in lines]
     assert found[-1].response.status == "completed"
+
+
+async def test_messages_have_the_shapes_that_are_described(client: httpx.AsyncClient) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
+    whole = await client.post("/v1/messages", json=body)
+    assert msgspec.json.decode(whole.content, type=shapes_anthropic.MessageAnswer).stop_reason == "end_turn"
+    wrong = await client.post("/v1/messages", json=body | {"max_tokens": "x"})
+    assert msgspec.json.decode(wrong.content, type=shapes_anthropic.MessageError).error.type == "invalid_request_error"
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])

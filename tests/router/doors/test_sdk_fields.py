@@ -93,7 +93,6 @@ def test_what_has_no_effect_has_none(body: type) -> None:
         "store": True,
         "prompt_cache_options": {"mode": "x"},
         "spaces_between_special_tokens": False,
-        "parallel_tool_calls": False,
         "verbosity": "low",
         "prediction": {"type": "content", "content": "hello"},
     }

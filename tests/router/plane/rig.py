@@ -19,7 +19,7 @@ from services.router.generate import ChoiceEnd, Event, GenerateRequest, Generati
 from services.router.plane import Plane, open_plane
 from services.tokenizer import vocab
 from services.tokenizer.chat import ChatEncoder
-from services.tokenizer.server import TokenizerServicer
+from services.tokenizer.server import Grammars, TokenizerServicer
 from services.worker.consumer import Consumer
 from services.worker.engine.engine import Engine, EngineLimits
 from services.worker.sim import SimRunner, SimSpec
@@ -118,7 +118,9 @@ class Rig:
     async def add_tokenizer(self) -> rpc.Server:
         """One more replica."""
         threads = ThreadPoolExecutor(1)
-        servicer = TokenizerServicer(vocabulary(), ChatEncoder(vocabulary(), _no_templates), threads)
+        servicer = TokenizerServicer(
+            vocabulary(), ChatEncoder(vocabulary(), _no_templates), threads, Grammars.of(vocabulary(), 1)
+        )
         address = f"unix:{self.folder}/t{len(self.tokenizers)}"
         server = await rpc.serve(address, [(tokenizer_pb2_grpc.add_TokenizerServicer_to_server, servicer)])
         self.tokenizers.append(server)

@@ -12,7 +12,7 @@ import pytest
 from services.router.delivery import Delivery
 from services.router.sequencer import Held, Sequencer
 from services.tokenizer.chat import ChatEncoder
-from services.tokenizer.server import TokenizerServicer
+from services.tokenizer.server import Grammars, TokenizerServicer
 from services.worker.sim import expected_tokens
 from shared import rpc
 from shared.pb import delivery_pb2, delivery_pb2_grpc, tokenizer_pb2_grpc
@@ -61,7 +61,9 @@ async def test_a_deliver_port_that_is_sent_noise(tmp_path: Path) -> None:
 
 async def add_garbled_tokenizer(made: Rig, method: str) -> rpc.Server:
     """A replica whose answers to one method are noise."""
-    servicer = TokenizerServicer(vocabulary(), ChatEncoder(vocabulary(), lambda *_: ""), ThreadPoolExecutor(1))
+    servicer = TokenizerServicer(
+        vocabulary(), ChatEncoder(vocabulary(), lambda *_: ""), ThreadPoolExecutor(1), Grammars.of(vocabulary(), 1)
+    )
     add = garble(tokenizer_pb2_grpc.add_TokenizerServicer_to_server, "roadtrain.Tokenizer", [method])
     server = await rpc.serve(f"unix:{made.folder}/garbled", [(add, servicer)])
     made.tokenizers.insert(0, server)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from services.tokenizer.gguf_source import byte_alphabet
-from services.tokenizer.source import Rules
 from shared.errors import StartupError
+from shared.vocabulary.gguf_source import byte_alphabet
+from shared.vocabulary.source import Rules
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _BYTES = {letter: byte for byte, letter in enumerate(byte_alphabet())}
