@@ -27,6 +27,11 @@ class Clock:
     begun: float = field(default_factory=time.monotonic)
     first: float | None = None
 
+    def tick(self) -> None:
+        """Text has come."""
+        if self.first is None:
+            self.first = time.monotonic()
+
     def took(self) -> dict[str, int]:
         """Until now."""
         now = time.monotonic()
@@ -94,8 +99,7 @@ class LineWriter:
 
     def render(self, events: list[Event], position: str) -> bytes:
         """See sse.Writer."""
-        if self._clock.first is None:
-            self._clock.first = time.monotonic()
+        self._clock.tick()
         return b"".join(msgspec.json.encode(one) + b"\n" for event in events for one in self._lines(event))
 
     def usage(self, usage: dict[str, Any]) -> bytes:

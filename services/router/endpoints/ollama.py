@@ -120,6 +120,7 @@ async def _answer(exchange: Exchange, front: Front, asked: Asked, request: Gener
     vocabulary = front.plane.vocabulary if asked.logprobs else None
 
     def logprobs(event: TextDelta) -> Any:
+        clock.tick()
         return None if event.logprobs is None else chat_content(front.plane.vocabulary, event.logprobs)
 
     async def start() -> Opened:
@@ -131,7 +132,7 @@ async def _answer(exchange: Exchange, front: Front, asked: Asked, request: Gener
     if asked.stream is not False:
         await stream(exchange, front, start, LINES)
         return
-    generations, choices = await collect(exchange, front, [request], lambda _: logprobs if asked.logprobs else None)
+    generations, choices = await collect(exchange, front, [request], lambda _: logprobs)
     await exchange.answer_object(whole(kind, asked.model, choices[0], generations[0], clock))
 
 
