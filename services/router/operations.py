@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 
-from services.router import shapes, shapes_anthropic, shapes_files, shapes_ollama, shapes_responses
+from services.router import shapes, shapes_anthropic, shapes_files, shapes_ollama, shapes_responses, shapes_vectors
 from services.router.anthropic.body import CountBody, MessageBody
 from services.router.endpoints import batches, files, ollama, tokenize
 from services.router.ollama import OllamaChat, OllamaGenerate
 from services.router.responses.body import ResponsesBody
 from services.router.schema import ChatBody, CompletionBody
+from services.router.schema_vectors import EmbeddingBody, RerankBody, ScoreBody
 from services.router.sse import LINES
 from services.router.tgi import TgiAnswer, TgiError, TgiEvent, TgiGenerate, TgiInfo
 
@@ -80,6 +81,10 @@ OPERATIONS: Mapping[str, Operation] = {
         path={"rid": "The id of the answer without its prefix."},
         query={"starting_after": "The id of the last event that arrived; the header Last-Event-ID says the same."},
     ),
+    "POST /v1/embeddings": Operation("A vector for each input.", shapes_vectors.Embeddings, bodies=(EmbeddingBody,)),
+    "POST /v1/score": Operation("How well texts fit each other.", shapes_vectors.Scores, bodies=(ScoreBody,)),
+    "POST /v1/rerank": Operation("The documents that fit a query best.", shapes_vectors.Ranking, bodies=(RerankBody,)),
+    "POST /v2/rerank": Operation("The same as /v1/rerank.", shapes_vectors.Ranking, bodies=(RerankBody,)),
     "POST /v1/files": Operation("Keeps a file.", shapes_files.FileObject, form=_UPLOAD),
     "GET /v1/files": Operation("One's own files.", shapes_files.FileList, query=_PAGE),
     "GET /v1/files/{file_id}": Operation("What is known of a file.", shapes_files.FileObject, path=_FILE),
@@ -96,6 +101,9 @@ OPERATIONS: Mapping[str, Operation] = {
         shapes_responses.Response,
         bodies=(ResponsesBody,),
         events=shapes_responses.ResponseEvent,
+    ),
+    "POST /v1/responses/input_tokens": Operation(
+        "How many tokens a response's prompt is.", shapes_vectors.InputTokens, bodies=(ResponsesBody,)
     ),
     "GET /v1/responses/{response_id}": Operation(
         "A response that is kept, or its events.",
