@@ -7,6 +7,7 @@ which knows the model. Errors name a field as the client called it. It knows not
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from services.router.auth import Identity
 from services.router.chats import chat_message, check_chat, check_num_messages
 from services.router.generate import DEFAULT_BAND, GenerateRequest
 from services.router.prompts import check_text, prompts_of, unpack
@@ -42,7 +43,7 @@ _SAME_NAME = (
 class Caller:
     """Who asks, and what came beside the body. after: the id of the last event it got."""
 
-    tenant: str
+    identity: Identity
     idempotency_key: str | None
     deadline_ms: int
     trace: types_pb2.TraceContext
@@ -131,7 +132,7 @@ def proto_request(message: router_pb2.ChatRequest | router_pb2.CompleteRequest, 
         check_text(prompt, field)
     request = GenerateRequest(
         model=message.model,
-        tenant=caller.tenant,
+        identity=caller.identity,
         prompt=prompt,
         sampling=from_proto(options.sampling),
         echo=isinstance(message, router_pb2.CompleteRequest) and message.echo,
@@ -207,7 +208,7 @@ def _request(
     goes_on = body.stream and caller.idempotency_key is not None and key in (None, caller.idempotency_key)
     request = GenerateRequest(
         model=body.model,
-        tenant=caller.tenant,
+        identity=caller.identity,
         prompt=prompt,
         sampling=sampling,
         echo=isinstance(body, CompletionBody) and bool(body.echo),

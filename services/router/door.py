@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 
 from services.router.accept import Caller, proto_request
-from services.router.auth import authenticate
 from services.router.front import Front
 from services.router.generate import ChoiceEnd, Event, Generation
+from services.router.guard import caller
 from shared.errors import InvalidRequest, RoadtrainError, mapped
 from shared.pb import router_pb2, router_pb2_grpc, types_pb2
 from shared.telemetry import context_from_headers
@@ -32,32 +32,32 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
 
     async def Chat(self, request: router_pb2.ChatRequest, context: Context) -> AsyncIterator[router_pb2.Event]:  # noqa: N802
         """See protos/router.proto."""
-        async for event in self._counted("Chat", self._starting(request, context)):
+        async for event in self._counted("Chat", self._starting(request, context), context):
             yield event
 
     async def Complete(  # noqa: N802
         self, request: router_pb2.CompleteRequest, context: Context
     ) -> AsyncIterator[router_pb2.Event]:
         """See protos/router.proto."""
-        async for event in self._counted("Complete", self._starting(request, context)):
+        async for event in self._counted("Complete", self._starting(request, context), context):
             yield event
 
     async def Resume(  # noqa: N802
         self, request: router_pb2.ResumeRequest, context: Context
     ) -> AsyncIterator[router_pb2.Event]:
         """See protos/router.proto."""
-        tenant = authenticate(_metadata(context).get("authorization"))
+        identity = caller()
 
         async def start() -> Generation:
-            generation, _ = await self._front.plane.generator.resume(request.rid, request.position, tenant)
+            generation, _ = await self._front.plane.generator.resume(request.rid, request.position, identity)
             return generation
 
-        async for event in self._counted("Resume", start):
+        async for event in self._counted("Resume", start, context):
             yield event
 
     async def Cancel(self, request: router_pb2.CancelRequest, context: Context) -> router_pb2.CancelReply:  # noqa: N802
         """See protos/router.proto."""
-        tenant = authenticate(_metadata(context).get("authorization"))
+        tenant = caller().tenant
         if not request.rid:
             raise InvalidRequest("Missing required parameter: 'rid'.", param="rid", code="missing_required_parameter")
         return router_pb2.CancelReply(cancelled=await self._front.plane.generator.cancel(request.rid, tenant))
@@ -66,10 +66,10 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
         self, request: router_pb2.ListModelsRequest, context: Context
     ) -> router_pb2.ListModelsReply:
         """See protos/router.proto."""
-        authenticate(_metadata(context).get("authorization"))
         model = self._front.plane.model
+        names = [name for name in model.names if caller().may_use(name)]
         return router_pb2.ListModelsReply(
-            models=[router_pb2.Model(id=name, created=model.created, max_model_len=model.max_model_len) for name in model.names]
+            models=[router_pb2.Model(id=name, created=model.created, max_model_len=model.max_model_len) for name in names]
         )
 
     def _starting(self, request: router_pb2.ChatRequest | router_pb2.CompleteRequest, context: Context) -> Start:
@@ -78,12 +78,15 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
 
         return start
 
-    async def _counted(self, method: str, start: Start) -> AsyncIterator[router_pb2.Event]:
+    async def _counted(self, method: str, start: Start, context: Context) -> AsyncIterator[router_pb2.Event]:
         """The answer's events; the call is counted by how it ended."""
         status = grpc.StatusCode.CANCELLED
+        identity = caller()
         self._front.num_open += 1
         try:
             self._front.admit()
+            if identity.is_limited:
+                await self._front.plane.limiter.enter(identity)
             async for event in self._answer(await start()):
                 yield event
             status = grpc.StatusCode.OK
@@ -94,6 +97,8 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
             status = grpc.StatusCode.INTERNAL
             raise
         finally:
+            if identity.is_limited:
+                context.set_trailing_metadata(tuple(self._front.plane.limiter.headers(identity)))
             self._front.num_open -= 1
             self._front.answered["grpc", method, status.name] += 1
 
@@ -130,7 +135,7 @@ def _caller(options: router_pb2.Options, context: Context) -> Caller:
     if left_s is not None:
         deadlines_ms.append(max(1, int(left_s * 1000)))
     return Caller(
-        tenant=authenticate(metadata.get("authorization")),
+        identity=caller(),
         idempotency_key=options.idempotency_key or None,
         deadline_ms=min(deadlines_ms, default=0),
         trace=context_from_headers(metadata),

@@ -6,13 +6,14 @@ It knows nothing of paths, nor of what is asked and answered.
 import asyncio
 import re
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from services.router.accept import Caller
+from services.router.auth import ANONYMOUS
 from services.router.errors_http import Headers, error_body, error_headers
 from services.router.parse import ClientGone, check_media_type, parse_object, read_body
 from shared.errors import InvalidRequest, RoadtrainError, mapped
@@ -55,8 +56,10 @@ class Exchange:
         self.scope = scope
         self.answered = 0
         self.endpoint = "none"
-        self.tenant = ""
+        self.identity = ANONYMOUS
         self.extra_headers: Headers = []
+        # How the caller's limits stand when the answer begins.
+        self.standing: Callable[[], list[tuple[str, str]]] = list
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         offered = self.headers.get(b"x-request-id", b"")
         self.request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex.encode()
@@ -70,6 +73,15 @@ class Exchange:
         params: dict[str, Any] = self.scope["path_params"]
         return params
 
+    @property
+    def tenant(self) -> str:
+        """Whose exchange it is."""
+        return self.identity.tenant
+
+    def values(self, name: bytes) -> list[bytes]:
+        """Every value that was sent of one header."""
+        return [value for key, value in self.scope["headers"] if key == name]
+
     def header_fault(self) -> str | None:
         """What is too much about the headers, or None."""
         received = self.scope["headers"]
@@ -81,7 +93,7 @@ class Exchange:
 
     def check_host(self) -> None:
         """Raises InvalidRequest unless there is exactly one well-formed Host (none in HTTP/1.0)."""
-        hosts = [value for name, value in self.scope["headers"] if name == b"host"]
+        hosts = self.values(b"host")
         if len(hosts) > 1 or (hosts and not _HOST.fullmatch(hosts[0])):
             raise InvalidRequest("The Host header is malformed or given twice.", code="invalid_host")
 
@@ -102,7 +114,7 @@ class Exchange:
         key = self.headers.get(b"idempotency-key")
         traced = {name: self.headers.get(name.encode(), b"").decode("latin-1") for name in ("traceparent", "tracestate")}
         return Caller(
-            tenant=self.tenant,
+            identity=self.identity,
             idempotency_key=None if key is None else key.decode("latin-1"),
             deadline_ms=int(deadline),
             trace=context_from_headers(traced),
@@ -155,7 +167,8 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def _send_head(self, status: int, headers: Headers) -> None:
-        head = [*headers, (b"x-request-id", self.request_id), *self.extra_headers]
+        standing = [(name.encode(), value.encode()) for name, value in self.standing()]
+        head = [*headers, (b"x-request-id", self.request_id), *self.extra_headers, *standing]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def while_listening(self, work: Coroutine[Any, Any, Result], *, idle: Idle | None = None) -> Result:

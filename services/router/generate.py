@@ -7,13 +7,17 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 
 from services.router import position as positions
+from services.router.auth import Identity
 from services.router.choice import ChoiceEnd, DecodeRule, EndReason, Event, TextDelta
 from services.router.generation import CancelReason, Ending, Facts, Generation, Road
 from services.router.ledger import Ledger
+from services.router.limiter import Limiter
 from services.router.request import DEFAULT_BAND, GenerateRequest, Prompt
 from services.router.resume import Resumer
 from services.router.sequencer import Held, pack, unpack
@@ -73,6 +77,7 @@ class Generator:
         queue: Queue,
         tokenizers: Tokenizers,
         workers: Workers,
+        limiter: Limiter,
         *,
         router_id: str,
         keys: Sequence[bytes],
@@ -85,6 +90,7 @@ class Generator:
         self._queue = queue
         self._tokenizers = tokenizers
         self._workers = workers
+        self._limiter = limiter
         self._router_id = router_id
         self._keys = keys
         self._names = names
@@ -106,25 +112,47 @@ class Generator:
         prepared = self._prepare(request, token_ids, limits)
         new = self._new_request(request, prepared)
         after = _position(request.after, prepared.rid, prepared.params.n)
-        generation = self._generation(new, prepared.payload, prepared.deadline_s, description.eos_token_ids, after)
-        crash.point("router.accepted")
-        await self._settle(generation, self._resumer.put(generation, new))
+        async with self._charged(request.identity, new, prepared.deadline_s) as settles:
+            generation = self._generation(new, prepared.payload, prepared.deadline_s, description.eos_token_ids, after)
+            crash.point("router.accepted")
+            await self._settle(generation, self._resumer.put(generation, new))
+            settles(generation)
         return generation
 
-    async def resume(self, rid: str, after: str, tenant: str) -> tuple[Generation, types_pb2.Shape]:
+    async def resume(self, rid: str, after: str, identity: Identity) -> tuple[Generation, types_pb2.Shape]:
         """Take up a tenant's stream after the event whose id is `after`, or from the beginning; and how it was answered.
 
         Raises NotFound for a rid the tenant does not have or that is too old, InvalidRequest for an id that is none of
-        this stream's, and the error that the request ended with.
+        this stream's, RateLimited as for a new one unless it is still under way, and the error that the request ended with.
         """
-        request = await self._resumer.asked(rid, tenant)
+        request = replace(await self._resumer.asked(rid, identity.tenant), weight=identity.weight)
         payload = open_sealed(request.payload, rid, self._keys)
         position = _position(after, rid, payload.sampling.n or 1)
         description = await self._tokenizers.describe()
         deadline_s = request.deadline_ms / 1000 if request.deadline_ms else self._default_deadline_s
-        generation = self._generation(request, payload, deadline_s, description.eos_token_ids, position)
-        await self._settle(generation, self._resumer.attach(generation, request))
+        async with self._charged(identity, request, deadline_s) as settles:
+            generation = self._generation(request, payload, deadline_s, description.eos_token_ids, position)
+            await self._settle(generation, self._resumer.attach(generation, request))
+            settles(generation)
         return generation, payload.shape
+
+    @asynccontextmanager
+    async def _charged(
+        self, identity: Identity, request: NewRequest, deadline_s: float
+    ) -> AsyncIterator[Callable[[Generation], None]]:
+        """Takes the tokens it may use; given back if the block raises, else settled when the generation it is told of ends."""
+        charge = await self._limiter.charge(identity, request.rid, request.num_tokens, deadline_s)
+
+        def settles(generation: Generation) -> None:
+            if charge is not None:
+                generation.when_over(partial(self._limiter.settle, charge))
+
+        try:
+            yield settles
+        except BaseException:
+            if charge is not None:
+                self._limiter.settle(charge, 0)
+            raise
 
     def _generation(
         self,
@@ -227,6 +255,7 @@ class Generator:
             band=request.band,
             deadline_ms=int(prepared.deadline_s * 1000),
             warm_key=warm[-1] if len(warm) == WARM_BLOCKS else None,
+            weight=request.identity.weight,
         )
 
     def _abandon(self, generation: Generation, error: RoadtrainError) -> None:

@@ -6,7 +6,9 @@ It knows nothing of queues, workers or tokenizers.
 from dataclasses import dataclass
 from typing import Protocol
 
+from services.router.auth import Identity
 from services.router.generate import GenerateRequest, Generation
+from services.router.limiter import Limiter
 from shared.pb import types_pb2
 
 
@@ -44,7 +46,7 @@ class Starter(Protocol):
         """See Generator.start."""
         ...
 
-    async def resume(self, rid: str, after: str, tenant: str) -> tuple[Generation, types_pb2.Shape]:
+    async def resume(self, rid: str, after: str, identity: Identity) -> tuple[Generation, types_pb2.Shape]:
         """See Generator.resume."""
         ...
 
@@ -62,6 +64,11 @@ class Plane(Protocol):
         ...
 
     @property
+    def limiter(self) -> Limiter:
+        """The rate limits of keys."""
+        ...
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """Token bytes, for log-probabilities."""
         ...
@@ -74,6 +81,11 @@ class Plane(Protocol):
     @property
     def num_protocol_errors(self) -> int:
         """Calls to and from other services that ended because of what was said on them."""
+        ...
+
+    @property
+    def num_refused_peers(self) -> int:
+        """Calls of other services that their certificates are not for."""
         ...
 
     def not_ready(self) -> str | None:

@@ -6,6 +6,7 @@ It knows nothing of HTTP, of JSON or of queues.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from services.router.auth import Identity
 from shared.pb import tokenizer_pb2, types_pb2
 from shared.sampling import SamplingParams
 
@@ -27,7 +28,7 @@ class GenerateRequest:
     """
 
     model: str
-    tenant: str
+    identity: Identity
     prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
     echo: bool = False
@@ -40,3 +41,8 @@ class GenerateRequest:
     names: Mapping[str, str] = field(default_factory=dict)
     dialect: str = "completion"
     include_usage: bool = False
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.identity.tenant

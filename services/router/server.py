@@ -14,14 +14,18 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.router.app import admin_app, http_app
+from services.router.auth import KeyRing
 from services.router.door import GrpcDoor
 from services.router.exchange import MAX_HEADER_BYTES
 from services.router.front import Front
+from services.router.guard import DoorGuard
 from services.router.needs import Plane
+from services.router.tls import Tls, read_tls
 from shared import rpc
 from shared.config import Settings
 from shared.errors import StartupError
 from shared.pb import router_pb2_grpc
+from shared.tasks import end_tasks
 
 # Longer than the pools of usual clients keep a connection, so that it is they who close it, never under a request.
 KEEP_ALIVE_S = 75
@@ -115,10 +119,11 @@ class Doors:
     http: _Listening
     grpc: rpc.Server
     admin: _Listening
-    _readiness: asyncio.Task[None] = field(init=False)
+    _tasks: list[asyncio.Task[None]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._readiness = asyncio.create_task(self._tell_readiness())
+        keys = self.front.keys
+        self._tasks = [asyncio.create_task(self._tell_readiness()), asyncio.create_task(keys.watch(), name="watch keys")]
 
     @property
     def port(self) -> int:
@@ -138,8 +143,7 @@ class Doors:
     async def stop(self, grace_s: float) -> None:
         """Unready at once; open calls get `grace_s` to finish; the admin port goes last."""
         self.front.draining = True
-        self._readiness.cancel()
-        await asyncio.gather(self._readiness, return_exceptions=True)
+        await end_tasks(self._tasks)
         await self.grpc.set_ready(False)
         await asyncio.gather(self.http.stop(), self.grpc.stop(grace_s))
         await self.admin.stop()
@@ -152,24 +156,26 @@ class Doors:
 
 
 async def serve(settings: Settings, plane: Plane) -> Doors:
-    """Opens all doors. Raises StartupError, and leaves nothing open, if a port cannot be bound."""
+    """Opens all doors. Raises StartupError, and leaves nothing open, for a port in use, a bad keys file or certificate."""
     router = settings.router
-    front = Front(plane, router)
+    tls = read_tls(router.tls_cert_file, router.tls_key_file)
+    front = Front(plane, router, KeyRing(router.keys_file))
     share = settings.serve.num_routers > 1
     port, grpc_port, admin_port = router.ports
     async with contextlib.AsyncExitStack() as undo:
         http_socket = _bind(router.host, port, "port", share=share)
         undo.callback(http_socket.close)
-        http = await _listen(http_app(front), router.drain_grace_s, sock=http_socket)
+        http = await _listen(http_app(front), router.drain_grace_s, sock=http_socket, tls=tls)
         undo.push_async_callback(http.stop)
         registration = (router_pb2_grpc.add_RouterServicer_to_server, GrpcDoor(front))
         address = f"{_bracketed(router.host)}:{grpc_port}"
-        grpc_server = await rpc.serve(address, [registration], share_port=share, setting="grpc_port")
+        guard = DoorGuard(front.keys, tls.grpc if tls else None)
+        grpc_server = await rpc.serve(address, [registration], share_port=share, setting="grpc_port", guard=guard)
         undo.push_async_callback(grpc_server.stop, 0.0)
         if router.admin_socket is not None:
             admin = await _listen(admin_app(front), CUT_S, path=str(router.admin_socket))
         else:
-            admin_socket = _bind(router.host, admin_port, "admin_port", share=False)
+            admin_socket = _bind(router.admin_host, admin_port, "admin_port", share=False)
             admin = await _listen(admin_app(front), CUT_S, sock=admin_socket)
         undo.pop_all()
     return Doors(front, http, grpc_server, admin)
@@ -196,10 +202,13 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-async def _listen(app: ASGIApp, grace_s: float, *, sock: socket.socket | None = None, path: str | None = None) -> _Listening:
+async def _listen(
+    app: ASGIApp, grace_s: float, *, sock: socket.socket | None = None, path: str | None = None, tls: Tls | None = None
+) -> _Listening:
     config = uvicorn.Config(
         app,
         uds=path,
+        ssl_context_factory=None if tls is None else lambda config, default: tls.http,
         http=BoundedProtocol,
         ws="none",
         lifespan="off",

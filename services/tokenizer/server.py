@@ -16,6 +16,7 @@ from services.tokenizer.vocab import Vocabulary
 from shared import rpc
 from shared.config import Settings
 from shared.errors import StartupError
+from shared.mtls import read_papers
 from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc
 
 # Below these an input costs less than half a millisecond, less than a thread's hand-over may.
@@ -104,13 +105,14 @@ async def serve(settings: Settings) -> TokenizerServer:
     if settings.model_path is None:
         raise StartupError("the tokenizer needs the model's files; name them with --model-path")
     num_threads = settings.tokenizer.num_threads
+    papers = read_papers(settings.certs_dir, "tokenizer")
     vocabulary = vocab.load(Path(settings.model_path))
     pool = RenderPool(vocabulary.source.path, vocabulary.source.templates, num_threads)
     threads = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
     servicer = TokenizerServicer(vocabulary, ChatEncoder(vocabulary, pool.render), threads)
     registration = (tokenizer_pb2_grpc.add_TokenizerServicer_to_server, servicer)
     try:
-        server = await rpc.serve(settings.tokenizer.address, [registration], setting="--tokenizer.address")
+        server = await rpc.serve(settings.tokenizer.address, [registration], setting="--tokenizer.address", guard=papers)
     except BaseException:
         pool.close()
         threads.shutdown()

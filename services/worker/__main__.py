@@ -31,6 +31,7 @@ from shared.errors import StartupError, Unavailable
 from shared.imports import hollow
 from shared.logs import configure_logging
 from shared.marks import Marks
+from shared.mtls import read_papers
 from shared.pb import worker_pb2_grpc
 from shared.process import settle
 from shared.queue.client import Queue
@@ -162,7 +163,11 @@ class Worker:
         self._queue = queue
         self._registry = registry
         self._loop = asyncio.get_running_loop()
-        self.consumer = Consumer(queue, registry, self.owner, keys, runner.limits, on_fatal=self._fail, step_s=built.step_s)
+        self._papers = papers = read_papers(settings.certs_dir, "worker")
+        peer = papers.peer("router") if papers else None
+        self.consumer = Consumer(
+            queue, registry, self.owner, keys, runner.limits, on_fatal=self._fail, step_s=built.step_s, peer=peer
+        )
         self.engine = Engine(
             runner,
             EngineLimits(config.max_num_seqs, config.max_step_tokens),
@@ -181,7 +186,7 @@ class Worker:
         admin = Admin(self.owner, self._settings.names[0], self.limits, self.engine, self.consumer, self.begin_drain)
         address = self._settings.worker.admin_address
         registration = (worker_pb2_grpc.add_WorkerServicer_to_server, admin)
-        admin.server = self._server = await serve(address, [registration], setting="--worker.admin-address")
+        admin.server = self._server = await serve(address, [registration], setting="--worker.admin-address", guard=self._papers)
         self.engine.start()
         self._watchdog.start()
         self.consumer.start(self.engine)

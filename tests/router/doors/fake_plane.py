@@ -9,6 +9,7 @@ It knows nothing of what the doors make of it.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
+from services.router.auth import Identity
 from services.router.generate import ChoiceEnd, Event, GenerateRequest, TextDelta
 from services.router.needs import ServedModel
 from services.router.validate import check_model
@@ -119,6 +120,7 @@ class FakePlane:
         self.model = ServedModel(NAMES, 1_600_000_000, MAX_LEN, "fingerprint")
         self.why_not_ready: str | None = None
         self.num_protocol_errors = 0
+        self.num_refused_peers = 0
 
     def not_ready(self) -> str | None:
         return self.why_not_ready
@@ -136,9 +138,9 @@ class FakePlane:
         self.started.set()
         return generation
 
-    async def resume(self, rid: str, after: str, tenant: str) -> tuple[FakeGeneration, types_pb2.Shape]:
+    async def resume(self, rid: str, after: str, identity: Identity) -> tuple[FakeGeneration, types_pb2.Shape]:
         for generation in self.generations:
-            if generation.rid == rid and tenant == generation.request.tenant:
+            if generation.rid == rid and identity.tenant == generation.request.tenant:
                 self.resumed_after = after
                 shape = types_pb2.Shape(dialect=generation.request.dialect, include_usage=generation.request.include_usage)
                 return FakeGeneration(generation.request, int(rid[6:])), shape
