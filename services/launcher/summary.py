@@ -13,7 +13,9 @@ from shared.config import Settings
 def summary(settings: Settings, began_at: float, starts: Mapping[str, tuple[float, Start]], now: float) -> str:
     """The lines. starts: when each child was started, and how that went; all times are of `time.monotonic`."""
     http, grpc_port, admin = settings.router.ports
-    host = settings.router.host
+    host, admin_host = settings.router.host, settings.router.admin_host
+    scheme = "http" if settings.router.tls_cert_file is None else "https"
+    key = "" if settings.router.keys_file is None else " -H 'Authorization: Bearer KEY'"
     name = settings.names[0]
     body = '{"model": "default", "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}'
     lines = [
@@ -21,8 +23,8 @@ def summary(settings: Settings, began_at: float, starts: Mapping[str, tuple[floa
         *_where_the_time_went(began_at, starts, now),
         f"  model    {name}  ({settings.model_path})",
         *(_worker_line(child, start.facts) for child, (_, start) in starts.items() if "fingerprint" in start.facts),
-        f"  OpenAI   http://{host}:{http}/v1      gRPC {host}:{grpc_port}      admin http://{host}:{admin}",
-        f"  try      curl http://{host}:{http}/v1/chat/completions -H 'Content-Type: application/json' \\",
+        f"  OpenAI   {scheme}://{host}:{http}/v1      gRPC {host}:{grpc_port}      admin http://{admin_host}:{admin}",
+        f"  try      curl {scheme}://{host}:{http}/v1/chat/completions{key} -H 'Content-Type: application/json' \\",
         f"             -d '{body}'",
         "  Ctrl-C ends it",
     ]

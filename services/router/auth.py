@@ -100,11 +100,12 @@ class KeyRing:
             return
         self._stamp = stamp
         try:
-            self._keys = _known(read_api_keys(self._file))
+            keys = _known(read_api_keys(self._file))
         except StartupError as error:
             logger.error("the keys file was not taken; the keys from before are still good", extra={"cause": str(error)})
             return
-        logger.info("the keys file was read again", extra={"num_keys": len(self._keys)})
+        self._keys = keys
+        logger.info("the keys file was read again", extra={"num_keys": len(keys)})
 
     async def watch(self) -> None:
         """Looks again every second."""

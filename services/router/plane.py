@@ -31,7 +31,7 @@ from shared.errors import StartupError, Unavailable
 from shared.mtls import read_papers
 from shared.pb import delivery_pb2_grpc
 from shared.queue.client import Queue
-from shared.queue.connection import Client, connect
+from shared.queue.connection import Client, connect_as
 from shared.queue.keys import read_keys
 from shared.queue.rate_limits import RateLimits
 from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, RouterFacts
@@ -230,7 +230,7 @@ async def open_plane(settings: Settings) -> Plane:
     if settings.redis_url is None or settings.secret_file is None:
         raise StartupError("the router needs --redis-url and --secret-file")
     keys = read_keys(Path(settings.secret_file))
-    plane = Plane(settings, connect(settings.redis_url), keys)
+    plane = Plane(settings, connect_as(settings), keys)
     try:
         await plane.open()
     except BaseException:

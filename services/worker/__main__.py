@@ -34,8 +34,9 @@ from shared.marks import Marks
 from shared.mtls import read_papers
 from shared.pb import worker_pb2_grpc
 from shared.process import settle
+from shared.queue.address import without_password
 from shared.queue.client import Queue
-from shared.queue.connection import connect
+from shared.queue.connection import connect_as
 from shared.queue.keys import read_keys
 from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, WorkerFacts
 from shared.queue.types import Owner
@@ -265,7 +266,7 @@ async def start(settings: Settings, built: Built) -> AsyncIterator[Worker]:
     if settings.redis_url is None or settings.secret_file is None:
         raise StartupError("a worker needs --redis-url and --secret-file")
     keys = read_keys(settings.secret_file)
-    redis = connect(settings.redis_url)
+    redis = connect_as(settings)
     try:
         queue = Queue(redis, model=settings.names[0], num_shards=settings.queue_shards)
         await _load(queue, settings.redis_url)
@@ -287,7 +288,7 @@ async def _load(queue: Queue, redis_url: str) -> None:
             return await queue.load()
         except Unavailable:
             if time.monotonic() > end:
-                raise StartupError(f"no Redis answers at {redis_url}; start one, or set --redis-url") from None
+                raise StartupError(f"no Redis answers at {without_password(redis_url)}; start one, or set --redis-url") from None
         await asyncio.sleep(REDIS_POLL_S)
 
 

@@ -9,7 +9,7 @@ User and password are those of the data servers; with rediss+ all connections ar
 
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from shared.errors import StartupError
 
@@ -64,6 +64,12 @@ def parse(url: str) -> Address:
         sentinel_username=options.get("sentinel_username"),
         sentinel_password=options.get("sentinel_password"),
     )
+
+
+def without_password(url: str) -> str:
+    """`url` as it may be shown: without user, password and options."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _node(text: str, default_port: int) -> tuple[str, int]:

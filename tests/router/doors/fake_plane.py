@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from services.router.auth import Identity
 from services.router.generate import ChoiceEnd, Event, GenerateRequest, TextDelta
+from services.router.limiter import Limiter
 from services.router.needs import ServedModel
 from services.router.validate import check_model
 from shared.errors import InternalError, InvalidRequest, NotFound, Unavailable
@@ -111,7 +112,7 @@ class FakeGeneration:
 class FakePlane:
     """Plane and generator in one; `generations` are all that were started."""
 
-    def __init__(self) -> None:
+    def __init__(self, limiter: Limiter | None = None) -> None:
         self.generations: list[FakeGeneration] = []
         self.resumed_after = ""
         self.started = asyncio.Event()
@@ -121,6 +122,8 @@ class FakePlane:
         self.why_not_ready: str | None = None
         self.num_protocol_errors = 0
         self.num_refused_peers = 0
+        # Only keys with limits are asked about; tests of those bring a real one.
+        self.limiter = limiter
 
     def not_ready(self) -> str | None:
         return self.why_not_ready
