@@ -1,6 +1,7 @@
 // Across lanes, in AVX2 and NEON: the largest of 32 numbers, rounding, sums, and narrowing to 16 and 8 bits.
 //
-//     largest_magnitude(x)       of the 32 floats at x
+//     magnitude(v)               of eight numbers
+//     largest_magnitude(x)       of 32 numbers
 //     whole_sum(v)               of eight whole numbers
 //     nearest(v)                 whole numbers, halves to even
 //     put_words(to, a, b)        16 numbers as int16
@@ -14,10 +15,10 @@
 
 #ifdef ROADTRAIN_AVX2
 
-INLINE float largest_magnitude(const float* x) {
-    const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    __m256 m = _mm256_max_ps(_mm256_max_ps(_mm256_and_ps((__m256)load(x), mask), _mm256_and_ps((__m256)load(x + 8), mask)),
-                             _mm256_max_ps(_mm256_and_ps((__m256)load(x + 16), mask), _mm256_and_ps((__m256)load(x + 24), mask)));
+INLINE v8 magnitude(v8 x) { return (v8)_mm256_and_ps((__m256)x, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff))); }
+
+INLINE float largest_magnitude(const v8* x) {
+    const __m256 m = (__m256)larger(larger(magnitude(x[0]), magnitude(x[1])), larger(magnitude(x[2]), magnitude(x[3])));
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
@@ -50,9 +51,11 @@ template <int N> INLINE v8 butterflies(v8 x) {
 
 #elif defined(ROADTRAIN_NEON)
 
-INLINE float largest_magnitude(const float* x) {
-    float32x4_t most = vabsq_f32(vld1q_f32(x));
-    for (int i = 4; i < 32; i += 4) most = vmaxq_f32(most, vabsq_f32(vld1q_f32(x + i)));
+INLINE v8 magnitude(v8 x) { return {vabsq_f32(x.low), vabsq_f32(x.high)}; }
+
+INLINE float largest_magnitude(const v8* x) {
+    float32x4_t most = vabsq_f32(x[0].low);
+    for (int i = 1; i < 8; i++) most = vmaxq_f32(most, vabsq_f32(i % 2 ? x[i / 2].high : x[i / 2].low));
     return vmaxvq_f32(most);
 }
 

@@ -49,6 +49,7 @@ ON_ARM i8& operator&=(i8& a, i8 b) { return a = a & b; }
 ON_ARM i8 operator+(i8 a, i8 b) { return {a.low + b.low, a.high + b.high}; }
 ON_ARM i8 operator+(i8 a, int32_t b) { return {a.low + b, a.high + b}; }
 ON_ARM i8 operator<<(i8 a, int n) { return {a.low << n, a.high << n}; }
+ON_ARM i8 operator==(i8 a, int32_t b) { return {vceqq_s32(a.low, vdupq_n_s32(b)), vceqq_s32(a.high, vdupq_n_s32(b))}; }
 ON_ARM i8 operator>=(i8 a, int32_t b) { return {vcgeq_s32(a.low, vdupq_n_s32(b)), vcgeq_s32(a.high, vdupq_n_s32(b))}; }
 ON_ARM i8 operator<=(i8 a, int32_t b) { return {vcleq_s32(a.low, vdupq_n_s32(b)), vcleq_s32(a.high, vdupq_n_s32(b))}; }
 

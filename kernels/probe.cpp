@@ -5,5 +5,5 @@
 
 #ifdef ROADTRAIN_FAST
 #include "matmul/tiles.h"
-Tile rt_probe() { return tile_q8<1, true, 32, true>; }
+Tile rt_probe() { return tile_q8<1, RT_Q8_MIN, true>; }
 #endif

@@ -8,15 +8,17 @@
 #pragma once
 
 #include "lanes.h"
-#include <math.h>
 
 extern "C" {
 
 struct rt_group {
-    float scale, sum, rest, nothing;
+    float scale, sum, rest, rest_there;
     // Where four-bit weights (matmul/cpu_fast.h) have those that meet the number apart: bytes from the group's first nibbles, and
-    // bits to the right. A shift by a vector takes 8 bytes.
-    int64_t shift, offset;
+    // bits to the right, or those bits themselves, for which rest_there is the number over their place value. A shift by a vector
+    // takes 8 bytes.
+    int64_t shift;
+    int32_t offset;
+    uint32_t bits;
 };
 
 struct rt_rows {
@@ -33,46 +35,47 @@ struct rt_rows {
 
 #ifdef ROADTRAIN_FAST
 
-// The first of the 32 numbers at x whose magnitude is `most`.
-INLINE int64_t index_of(const float* x, float most) {
-    int64_t i = 0;
-    while (i < 31 && fabsf(x[i]) != most) i++;
-    return i;
+// Scale, sum and whole numbers of 32 numbers; what stands apart of them is in `about` already.
+INLINE void quantize(const v8* x, float range, rt_group& about, i8* q) {
+    const float most = largest_magnitude(x);
+    const bool nothing = most < 1e-30f;
+    about.scale = nothing ? 0.0f : most / range;
+    const v8 inverse = splat(nothing ? 0.0f : range / most);
+    for (int i = 0; i < 4; i++) q[i] = nearest(x[i] * inverse);
+    about.sum = fma1(about.scale, (float)whole_sum((q[0] + q[1]) + (q[2] + q[3])), about.rest);
 }
 
-// The 32 numbers at x as group `group` of row `row`, in every form asked for but float32.
-INLINE void quantize_group(const rt_rows& to, int64_t row, int64_t group, const float* x) {
+// Which of 32 numbers is the first of magnitude `most`.
+INLINE int index_of(const v8* x, float most) {
+    uint32_t found = 1u << 31;
+    for (int i = 0; i < 4; i++) found |= (uint32_t)bits_of(magnitude(x[i]) >= splat(most)) << 8 * i;
+    return __builtin_ctz(found);
+}
+
+// The 32 numbers at x as group `group` of row `row`, in every form asked for but float32. Nothing is stored and read again in
+// another width, and nothing branches on what the numbers are: either costs as much as all the rest.
+INLINE void quantize_group(const rt_rows& to, int64_t row, int64_t group, const float* from) {
     const int64_t at = row * to.width + group * 32, g = row * (to.width / 32) + group;
-    float most = largest_magnitude(x);
-    alignas(32) float others[32];
-    for (int form = 1; form >= 0; form--) {
-        if (form ? !to.q16 : !to.q8) continue;
-        rt_group about = {0.0f, 0.0f, 0.0f, 0.0f, 0, 0};
-        if (!form) {
-            const int64_t apart = index_of(x, most);
-            memcpy(others, x, sizeof others);
-            about.rest = x[apart];
-            about.shift = apart % 4 * 8 + apart / 16 * 4;
-            about.offset = apart % 16 / 4 * 32;
-            others[apart] = 0.0f;
-            x = others;
-            most = largest_magnitude(x);
-        }
-        const bool nothing = most < 1e-30f;
-        const float range = form ? 32767.0f : 127.0f;
-        about.scale = nothing ? 0.0f : most / range;
-        const v8 inverse = splat(nothing ? 0.0f : range / most);
-        const i8 i0 = nearest(load(x) * inverse), i1 = nearest(load(x + 8) * inverse);
-        const i8 i2 = nearest(load(x + 16) * inverse), i3 = nearest(load(x + 24) * inverse);
-        about.sum = fma1(about.scale, (float)whole_sum((i0 + i1) + (i2 + i3)), about.rest);
-        if (form) {
-            put_words(to.q16 + at, i0, i1);
-            put_words(to.q16 + at + 16, i2, i3);
-            to.q16_groups[g] = about;
-        } else {
-            put_bytes(to.q8 + at, i0, i1, i2, i3);
-            to.q8_groups[g] = about;
-        }
+    v8 x[4] = {load(from), load(from + 8), load(from + 16), load(from + 24)};
+    i8 q[4];
+    if (to.q16) {
+        rt_group& about = to.q16_groups[g];
+        about = {};
+        quantize(x, 32767.0f, about, q);
+        put_words(to.q16 + at, q[0], q[1]);
+        put_words(to.q16 + at + 16, q[2], q[3]);
+    }
+    if (to.q8) {
+        rt_group& about = to.q8_groups[g];
+        const int apart = index_of(x, largest_magnitude(x));
+        about.rest = from[apart];
+        about.shift = apart % 4 * 8 + apart / 16 * 4;
+        about.bits = 15u << about.shift;
+        about.rest_there = about.rest / (float)(1u << about.shift);
+        about.offset = apart % 16 / 4 * 32;
+        for (int i = 0; i < 4; i++) x[i] = select(i8{0, 1, 2, 3, 4, 5, 6, 7} + 8 * i == apart, splat(0), x[i]);
+        quantize(x, 127.0f, about, q);
+        put_bytes(to.q8 + at, q[0], q[1], q[2], q[3]);
     }
 }
 

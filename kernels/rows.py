@@ -62,13 +62,13 @@ class Rows:
             raise ValueError(f"these rows have no {form}")
         x = whole.float() * groups[..., 0].repeat_interleave(32, dim=1)
         if form == "q8":
-            shift, offset = groups[..., 4:].contiguous().view(torch.int64).unbind(-1)
+            shift, _, offset, _ = groups[..., 4:].contiguous().view(torch.int32).long().unbind(-1)
             apart = offset // 8 + shift // 8 + shift % 8 * 4
             x.unflatten(1, (-1, 32)).scatter_(-1, apart[..., None], groups[..., 2:3])
         return x
 
 
-GROUP_FIELDS = 8  # of rt_group: 4 float32, then 2 int64
+GROUP_FIELDS = 8  # of rt_group: 4 float32, an int64, 2 int32
 _NONE = (None, None)
 
 

@@ -53,6 +53,20 @@ INLINE float fma1(float a, float b, float c) {
 
 INLINE v8 select(i8 mask, v8 yes, v8 no) { return (v8)((mask & (i8)yes) | (~mask & (i8)no)); }
 
+// One bit for every lane.
+INLINE int bits_of(i8 mask) {
+#ifdef ROADTRAIN_AVX2
+    return _mm256_movemask_ps((__m256)mask);
+#elif defined(ROADTRAIN_NEON)
+    const i8 kept = mask & i8{1, 2, 4, 8, 16, 32, 64, 128};
+    return vaddvq_s32(kept.low | kept.high);
+#else
+    int bits = 0;
+    for (int j = 0; j < 8; j++) bits |= (mask[j] & 1) << j;
+    return bits;
+#endif
+}
+
 // The larger one of each lane, b where a is not a number.
 INLINE v8 larger(v8 a, v8 b) {
 #ifdef ROADTRAIN_AVX2

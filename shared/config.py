@@ -59,6 +59,10 @@ class RouterConfig(_Section):
     max_tenant_tokens: Positive = Field(4_000_000, description="The same for one tenant's tokens.")
     default_deadline_s: Seconds = Field(600.0, description="Give up a request after this long, unless it says otherwise.")
     max_body_bytes: ByteSize = Field(ByteSize(4 * 2**20), description="Largest request body.")
+    max_file_bytes: ByteSize = Field(ByteSize(100 * 2**20), description="Largest file for batches.")
+    files_dir: Path | None = Field(
+        None, description="Where files for batches are kept, shared by routers that run each other's batches; unset: the cache."
+    )
     keep_alive_s: Seconds = Field(15.0, description="Send a comment on an idle event stream this often.")
     drain_grace_s: Seconds = Field(30.0, description="On SIGTERM wait this long for open streams.")
     strict: bool = Field(False, description="Refuse fields nobody knows instead of ignoring them.")
@@ -313,6 +317,11 @@ def crash_at() -> str:
 def hub_offline() -> bool:
     """Whether the operator forbids asking the Hugging Face Hub."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+def client_key() -> str:
+    """The API key of `roadtrain chat`, where OpenAI's clients look for theirs; empty: none."""
+    return os.environ.get("OPENAI_API_KEY", "")
 
 
 def search_path() -> str:

@@ -51,9 +51,9 @@ class Servers:
         self.processes[port].wait()
 
 
-def ask(port: int, *command: object) -> Any:
-    """One server's answer to a command."""
-    with contextlib.closing(Redis(port=port, socket_timeout=5)) as redis:
+def ask(port: int, *command: object, **secrets: Any) -> Any:
+    """One server's answer to a command. `secrets`: what its connections need, as redis-py names it."""
+    with contextlib.closing(Redis(port=port, socket_timeout=5, **secrets)) as redis:
         redis.response_callbacks.clear()
         return redis.execute_command(*command)
 
@@ -70,7 +70,7 @@ def until(holds: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
-def _ports(count: int) -> list[int]:
+def distinct_ports(count: int) -> list[int]:
     found: list[int] = []
     while len(found) < count:
         port = random.randrange(20_000, 50_000)
@@ -80,7 +80,7 @@ def _ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _servers() -> Iterator[Servers]:
+def servers_in_a_folder() -> Iterator[Servers]:
     with tempfile.TemporaryDirectory(prefix="rtm-", ignore_cleanup_errors=True) as folder:
         running = Servers(Path(folder))
         try:
@@ -91,7 +91,7 @@ def _servers() -> Iterator[Servers]:
                 process.wait()
 
 
-_NOTHING_KEPT = 'save ""\nmaxmemory-policy noeviction\nrepl-diskless-sync yes\nrepl-diskless-sync-delay 0\n'
+NOTHING_KEPT = 'save ""\nmaxmemory-policy noeviction\nrepl-diskless-sync yes\nrepl-diskless-sync-delay 0\n'
 
 
 def primary_of(servers: Servers) -> int:
@@ -112,10 +112,10 @@ def _named(sentinel: int) -> int:
 @contextlib.contextmanager
 def sentinels(down_after_ms: int = 1000) -> Iterator[Servers]:
     """A primary, a replica and three sentinels that know each other."""
-    with _servers() as servers:
-        primary, replica, *watchers = _ports(5)
-        servers.start(primary, config=_NOTHING_KEPT)
-        servers.start(replica, config=_NOTHING_KEPT + f"replicaof 127.0.0.1 {primary}\n")
+    with servers_in_a_folder() as servers:
+        primary, replica, *watchers = distinct_ports(5)
+        servers.start(primary, config=NOTHING_KEPT)
+        servers.start(replica, config=NOTHING_KEPT + f"replicaof 127.0.0.1 {primary}\n")
         until(lambda: b"master_link_status:up" in ask(replica, "INFO", "replication"), "the replica follows")
         for port in watchers:
             watch = [
@@ -141,10 +141,10 @@ def _knows_all(sentinel: int) -> bool:
 @contextlib.contextmanager
 def cluster(node_timeout_ms: int = 1500) -> Iterator[Servers]:
     """Three masters with a third of the slots and one replica each."""
-    with _servers() as servers:
-        ports = _ports(6)
+    with servers_in_a_folder() as servers:
+        ports = distinct_ports(6)
         for port in ports:
-            config = f"{_NOTHING_KEPT}cluster-enabled yes\ncluster-node-timeout {node_timeout_ms}\n"
+            config = f"{NOTHING_KEPT}cluster-enabled yes\ncluster-node-timeout {node_timeout_ms}\n"
             servers.start(port, config=config)
             until(lambda port=port: ask(port, "PING"), "a server answers")  # type: ignore[misc]
         masters, replicas = ports[:3], ports[3:]

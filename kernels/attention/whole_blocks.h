@@ -129,8 +129,6 @@ void weigh_whole_rows(const int16_t* weights, const float* sizes, const T* const
     for (; i < end; i += 8) weigh_whole<T, R, 1>(weights, sizes, values, next, blocks, d, i, out);
 }
 
-INLINE v8 magnitude(v8 x) { return larger(x, -x); }
-
 // `count` numbers, a multiple of 8, as whole ones in `steps` steps of the size that is returned.
 INLINE float round_row(const float* x, int64_t count, float steps, int16_t* to) {
     v8 most = splat(0);

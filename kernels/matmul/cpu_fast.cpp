@@ -4,7 +4,6 @@
 #include "cpu_fast.h"
 #include "../parallel.h"
 #include <array>
-#include <vector>
 
 #ifdef ROADTRAIN_FAST
 
@@ -12,14 +11,14 @@
 
 namespace {
 
-constexpr int64_t FEW = 12;  // rows up to which weights are worth prefetching: they come from memory
+constexpr int64_t FEW = 12;  // rows up to which a tile is done so soon that threads take several at once
 constexpr int64_t MOST_GATED = 36, CACHED = 16384;
 
-// The tile of a kind for M rows; FETCH: weights come from memory.
+// The tile of a kind for M rows; FETCH: weights come from memory, as they do for the first rows that are multiplied with them.
 template <int KIND, int M, bool FETCH>
 constexpr Tile tile_of() {
-    if constexpr (KIND <= RT_Q4_MIN) return tile_q4<M, KIND == RT_Q4_MIN, FETCH>;
-    else if constexpr (KIND <= RT_Q8_HALF) return tile_q8<M, KIND == RT_Q8_MIN, KIND == RT_Q8_HALF ? 16 : 32, FETCH>;
+    if constexpr (KIND <= RT_Q4_MIN) return tile_q4<M, KIND, FETCH>;
+    else if constexpr (KIND <= RT_Q8_HALF) return tile_q8<M, KIND, FETCH>;
     else return tile_float<KIND, M, FETCH>;
 }
 
@@ -35,11 +34,8 @@ constexpr std::array<std::array<std::array<Tile, TILE_COUNT>, 2>, sizeof...(KIND
 
 // By kind, whether to prefetch, and rows.
 constexpr auto TILES = by_kind(std::make_integer_sequence<int, RT_BF16 + 1>());
-constexpr void (*STAGES[])(const uint8_t*, int64_t, float*) = {stage<RT_Q4>, stage<RT_Q4_MIN>, stage<RT_Q8>, stage<RT_Q8_MIN>, stage<RT_Q8_HALF>};
-
-// Room for what is staged of one tile, and the products of one tile with all rows at once.
+// Room for the products of one tile with all rows at once.
 struct Scratch {
-    std::vector<float> staged;
     alignas(32) float results[MOST_ROWS * 2 * LANES], both[2][MOST_GATED][32];
 };
 
@@ -49,16 +45,14 @@ Scratch& scratch() {
 }
 
 // The products of one tile with rows of x, which is not of floats: results [rows][LANES].
-void multiply_packed(const rt_weight& weight, const uint8_t* w, const rt_rows& x, const Pieces& pieces, bool few, Scratch& own) {
-    const int64_t groups = weight.k / 32, parts = weight.kind == RT_Q8_HALF ? 2 * groups : groups, start = pieces.from[0];
-    if ((int64_t)own.staged.size() < parts * STAGED) own.staged.resize((size_t)(parts * STAGED));
-    STAGES[weight.kind](w, parts, own.staged.data());
+void multiply_packed(const rt_weight& weight, const uint8_t* w, const rt_rows& x, const Pieces& pieces, Scratch& own) {
+    const int64_t groups = weight.k / 32, start = pieces.from[0];
     for (int64_t i = 0; i < pieces.count; i++) {
         const int64_t row = pieces.from[i];
         const bool narrow = weight.kind <= RT_Q4_MIN;
         const void* whole = narrow ? (const void*)(x.q8 + row * x.width) : (const void*)(x.q16 + row * x.width);
-        const Operand operand{whole, (narrow ? x.q8_groups : x.q16_groups) + row * groups, own.staged.data(), x.width, groups};
-        TILES[weight.kind][few][pieces.from[i + 1] - row - 1](w, operand, own.results + (row - start) * LANES);
+        const Operand operand{whole, (narrow ? x.q8_groups : x.q16_groups) + row * groups, x.width, groups};
+        TILES[weight.kind][i == 0][pieces.from[i + 1] - row - 1](w, operand, own.results + (row - start) * LANES);
     }
 }
 
@@ -69,16 +63,16 @@ void multiply_floats(const rt_weight& weight, const uint8_t* w, const rt_rows& x
     for (int64_t k = 0; k < weight.k; k += piece, w += tile_bytes(weight.kind, piece))
         for (int64_t i = 0; i < pieces.count; i++) {
             const int64_t row = pieces.from[i], end = weight.k - k < piece ? weight.k - k : piece;
-            const Operand operand{x.y + row * x.y_stride + k, nullptr, nullptr, x.y_stride, end};
+            const Operand operand{x.y + row * x.y_stride + k, nullptr, x.y_stride, end};
             TILES[weight.kind][i == 0][pieces.from[i + 1] - row - 1](w, operand, results + (row - start) * 2 * LANES);
         }
 }
 
 // The products of one tile with rows of x, into own.results [rows][tile rows].
-void multiply(const rt_weight& weight, int64_t tile, const rt_rows& x, const Pieces& pieces, bool few, Scratch& own) {
+void multiply(const rt_weight& weight, int64_t tile, const rt_rows& x, const Pieces& pieces, Scratch& own) {
     const uint8_t* w = weight.data + tile * tile_bytes(weight.kind, weight.k);
     if (weight.kind >= RT_F32) multiply_floats(weight, w, x, pieces, own.results);
-    else multiply_packed(weight, w, x, pieces, few, own);
+    else multiply_packed(weight, w, x, pieces, own);
 }
 
 // Results of one tile into place: eight lanes at a time, the last ones singly.
@@ -116,7 +110,7 @@ void gated(float* gate, const float* up, bool gelu) {
 void gate_up(const rt_fast_gate_up_args& a, int64_t chunk, const Pieces& pieces, Scratch& own) {
     const int64_t width = tile_rows(a.gate.kind), per = 32 / width, first = pieces.from[0], count = pieces.end() - first;
     for (int64_t i = 0; i < 2 * per; i++) {
-        multiply(i < per ? a.gate : a.up, chunk * per + i % per, a.x, pieces, *a.num_rows <= FEW, own);
+        multiply(i < per ? a.gate : a.up, chunk * per + i % per, a.x, pieces, own);
         for (int64_t r = 0; r < count; r++)
             for (int64_t at = 0; at < width; at += 8)
                 store(own.both[i / per][r] + i % per * width + at, load(own.results + r * width + at));
@@ -133,15 +127,14 @@ EXPORT void rt_fast_matmul(const void* args, int tid, int nth) {
     const rt_fast_matmul_args& a = *(const rt_fast_matmul_args*)args;
     const int64_t rows = *a.num_rows, width = tile_rows(a.weight.kind), tiles = (a.weight.n + width - 1) / width;
     const Blocks blocks(rows, rows_at_once(a.weight));
-    const bool few = rows <= FEW;
     Scratch& own = scratch();
-    Shares shares(blocks.count * tiles, a.counter, few ? 4 : 1, tid, nth);
+    Shares shares(blocks.count * tiles, a.counter, rows <= FEW ? 4 : 1, tid, nth);
     for (int64_t unit, end; shares.next(&unit, &end);)
         while (unit < end) {
             const int64_t block = unit / tiles, stop = end < (block + 1) * tiles ? end : (block + 1) * tiles;
             const Pieces pieces(blocks.first(block), blocks.first(block + 1));
             for (; unit < stop; unit++) {
-                multiply(a.weight, unit - block * tiles, a.x, pieces, few, own);
+                multiply(a.weight, unit - block * tiles, a.x, pieces, own);
                 place(a, unit - block * tiles, pieces.from[0], pieces.end() - pieces.from[0], own.results);
             }
         }

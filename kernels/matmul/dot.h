@@ -123,10 +123,10 @@ INLINE Wholes low_nibbles(Wholes both) { return _mm256_and_si256(both, _mm256_se
 INLINE Wholes high_nibbles(Wholes both) { return _mm256_and_si256(_mm256_srli_epi16(both, 4), _mm256_set1_epi8(15)); }
 INLINE Wholes widened(const uint8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)); }
 
-// The weights that meet the number a group keeps apart, of the nibbles at p.
-INLINE Wholes weights_there(const uint8_t* p, const rt_group* group) {
+// The weights that meet the number a group keeps apart times that number, of the nibbles at p, plus x.
+INLINE Floats plus_apart(const uint8_t* p, const rt_group* group, Floats x) {
     const __m256i there = _mm256_srl_epi32(_mm256_loadu_si256((const __m256i*)(p + group->offset)), _mm_loadu_si128((const __m128i*)&group->shift));
-    return _mm256_and_si256(there, _mm256_set1_epi32(15));
+    return fused(as_floats(_mm256_and_si256(there, _mm256_set1_epi32(15))), every(group->rest), x);
 }
 
 #endif

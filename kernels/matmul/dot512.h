@@ -60,8 +60,9 @@ INLINE Wholes low_nibbles(Wholes both) { return _mm512_and_si512(both, _mm512_se
 INLINE Wholes high_nibbles(Wholes both) { return _mm512_and_si512(_mm512_srli_epi16(both, 4), _mm512_set1_epi8(15)); }
 INLINE Wholes widened(const uint8_t* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
 
-// The weights that meet the number a group keeps apart, of the nibbles at p. Offsets are those of nibbles half as wide.
-INLINE Wholes weights_there(const uint8_t* p, const rt_group* group) {
-    const __m512i there = _mm512_srlv_epi32(_mm512_loadu_si512(p + 2 * group->offset), _mm512_set1_epi32((int32_t)group->shift));
-    return _mm512_and_si512(there, _mm512_set1_epi32(15));
+// The weights that meet the number a group keeps apart times that number, of the nibbles at p, plus x. They stay in their place, whose
+// value the number is divided by: both are powers of two, so the bits are those of dot.h. Offsets are those of nibbles half as wide.
+INLINE Floats plus_apart(const uint8_t* p, const rt_group* group, Floats x) {
+    const __m512i there = _mm512_and_si512(_mm512_loadu_si512(p + 2 * group->offset), _mm512_set1_epi32((int32_t)group->bits));
+    return fused(_mm512_cvtepu32_ps(there), every(group->rest_there), x);
 }

@@ -13,14 +13,11 @@
 struct Operand {
     const void* x;
     const rt_group* groups;  // of rows, stride / 32 apart
-    const float* staged;     // of the weights
     int64_t stride, count;   // elements from row to row, groups of 32 (of floats: elements) in a row
 };
 
 // The products of a tile with some rows, [rows][tile rows], from `w`, which is the tile.
 typedef void (*Tile)(const uint8_t* w, const Operand& x, float* out);
-
-constexpr int64_t STAGED = 2 * LANES;  // floats that a group brings to all rows
 
 INLINE void fetch(const uint8_t* p, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char*)p + 128 * LANES + i, _MM_HINT_T0);

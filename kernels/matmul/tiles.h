@@ -33,28 +33,25 @@ INLINE void bytes(Wholes* s, const uint8_t* w, const Near<int16_t>& x, std::inte
     (steps<4 * J>(s, widened(w + 2 * LANES * J), x, std::make_integer_sequence<int, M>()), ...);
 }
 
-// What a group of a tile brings to all rows, as floats: d and m.
+// What a group of a tile brings to all rows: d and m, made of halves where they stand. A pass of its own over the tile would read
+// its weights from memory before the one that fetches them ahead does.
 template <int KIND>
-void stage(const uint8_t* w, int64_t groups, float* to) {
-    constexpr bool LEAST = KIND == RT_Q4_MIN || KIND == RT_Q8_MIN;
-    constexpr int64_t HEAD = (LEAST ? 4 : 2) * LANES, SIZE = (KIND <= RT_Q4_MIN || KIND == RT_Q8_HALF ? 16 : 32) * LANES;
-    for (int64_t g = 0; g < groups; g++, w += HEAD + SIZE, to += STAGED) {
-        const Floats d = halves(w);
-        store_floats(to, d);
-        store_floats(to + LANES, LEAST ? halves(w + 2 * LANES) : times(d, every(-8.0f)));
-    }
-}
+struct Brought {
+    static constexpr bool LEAST = KIND == RT_Q4_MIN || KIND == RT_Q8_MIN;
+    static constexpr int64_t HEAD = (LEAST ? 4 : 2) * LANES, SIZE = (KIND <= RT_Q4_MIN || KIND == RT_Q8_HALF ? 16 : 32) * LANES;
+    Floats d, m;
+    explicit Brought(const uint8_t* w) : d(halves(w)), m(LEAST ? halves(w + 2 * LANES) : times(d, every(-8.0f))) {}
+};
 
 // The products of d q + m with s p over a group, and with the number apart, are d (s sum of q p + rest q there) + m sum.
-template <int M, bool MIN, bool FETCH>
+template <int M, int KIND, bool FETCH>
 NOINLINE void tile_q4(const uint8_t* w, const Operand& x, float* out) {
     Floats acc[M];
     EACH(r, M) acc[r] = zero_floats();
-    constexpr int64_t HEAD = (MIN ? 4 : 2) * LANES, SIZE = 16 * LANES;
-    const float* staged = x.staged;
+    constexpr int64_t HEAD = Brought<KIND>::HEAD, SIZE = Brought<KIND>::SIZE;
     Near<int8_t> a((const int8_t*)x.x, x.stride);
     Near<rt_group> about(x.groups, x.stride / 32);
-    for (int64_t g = x.count; g > 0; g--, w += HEAD + SIZE, staged += STAGED) {
+    for (int64_t g = x.count; g > 0; g--, w += HEAD + SIZE) {
         if (FETCH) fetch(w, HEAD + SIZE);
         Wholes s[M];
         EACH(r, M) s[r] = zero_wholes();
@@ -62,12 +59,12 @@ NOINLINE void tile_q4(const uint8_t* w, const Operand& x, float* out) {
         nibbles<M, 1>(s, w + HEAD, a);
         nibbles<M, 2>(s, w + HEAD, a);
         nibbles<M, 3>(s, w + HEAD, a);
+        const Brought<KIND> brought(w);
         EACH(r, M) {
             const rt_group* group = about.of(r);
-            Floats whole = times(as_floats(group_sum(s[r])), every(group->scale));
-            whole = fused(as_floats(weights_there(w + HEAD, group)), every(group->rest), whole);
-            acc[r] = fused(whole, load_floats(staged), acc[r]);
-            acc[r] = fused(every(group->sum), load_floats(staged + LANES), acc[r]);
+            const Floats most = times(as_floats(group_sum(s[r])), every(group->scale));
+            acc[r] = fused(plus_apart(w + HEAD, group, most), brought.d, acc[r]);
+            acc[r] = fused(every(group->sum), brought.m, acc[r]);
         }
         a.advance(32);
         about.advance(1);
@@ -75,13 +72,12 @@ NOINLINE void tile_q4(const uint8_t* w, const Operand& x, float* out) {
     EACH(r, M) store_floats(out + r * LANES, acc[r]);
 }
 
-// COUNT weights share a scale: 32 or 16.
-template <int M, bool MIN, int COUNT, bool FETCH>
+// A scale is that of 32 weights, or of 16 (RT_Q8_HALF).
+template <int M, int KIND, bool FETCH>
 NOINLINE void tile_q8(const uint8_t* w, const Operand& x, float* out) {
     Floats acc[M];
     EACH(r, M) acc[r] = zero_floats();
-    constexpr int64_t HEAD = (MIN ? 4 : 2) * LANES, SIZE = COUNT * LANES, PER = 32 / COUNT;
-    const float* staged = x.staged;
+    constexpr int64_t HEAD = Brought<KIND>::HEAD, SIZE = Brought<KIND>::SIZE, COUNT = SIZE / LANES, PER = 32 / COUNT;
     Near<int16_t> a((const int16_t*)x.x, x.stride);
     Near<rt_group> about(x.groups, x.stride / 32);
     for (int64_t g = x.count; g > 0; g--) {
@@ -90,13 +86,13 @@ NOINLINE void tile_q8(const uint8_t* w, const Operand& x, float* out) {
             Wholes s[M];
             EACH(r, M) s[r] = zero_wholes();
             bytes<M>(s, w + HEAD, a, std::make_integer_sequence<int, COUNT / 2>());
+            const Brought<KIND> brought(w);
             EACH(r, M) {
-                acc[r] = fused(times(as_floats(s[r]), every(about.of(r)->scale)), load_floats(staged), acc[r]);
-                if (MIN) acc[r] = fused(every(about.of(r)->sum), load_floats(staged + LANES), acc[r]);
+                acc[r] = fused(times(as_floats(s[r]), every(about.of(r)->scale)), brought.d, acc[r]);
+                if (KIND == RT_Q8_MIN) acc[r] = fused(every(about.of(r)->sum), brought.m, acc[r]);
             }
             a.advance(COUNT);
             w += HEAD + SIZE;
-            staged += STAGED;
         }
         about.advance(1);
     }

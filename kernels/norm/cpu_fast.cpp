@@ -71,7 +71,9 @@ EXPORT void rt_fast_norm(const void* args, int tid, int nth) {
         const float scale = 1.0f / sqrtf(square_sum(x, width) / (float)width + a.eps);
         for (int64_t i = 0; i < width; i += PIECE) {
             const int64_t count = width - i < PIECE ? width - i : PIECE;
-            for (int64_t j = 0; j < count; j++) piece[j] = x[i + j] * scale * a.weight[i + j];
+            int64_t j = 0;
+            for (; j + 8 <= count; j += 8) store(piece + j, load(x + i + j) * splat(scale) * load(a.weight + i + j));
+            for (; j < count; j++) piece[j] = x[i + j] * scale * a.weight[i + j];
             put_row(a.out, row, i, count, piece);
         }
     }

@@ -54,19 +54,6 @@ INLINE v8 load_some(const float* p, int64_t n) {
     return r;
 }
 
-INLINE int bits_of(i8 mask) {
-#ifdef ROADTRAIN_AVX2
-    return _mm256_movemask_ps((__m256)mask);
-#elif defined(ROADTRAIN_NEON)
-    const i8 kept = mask & i8{1, 2, 4, 8, 16, 32, 64, 128};
-    return vaddvq_s32(kept.low | kept.high);
-#else
-    int bits = 0;
-    for (int j = 0; j < 8; j++) bits |= (mask[j] & 1) << j;
-    return bits;
-#endif
-}
-
 // 2^(y + 44), for LEAST <= y <= 0.
 INLINE v8 power(v8 y) {
     const v8 magic = splat(12582912.0f), unit = splat(0x1p44f);  // 1.5 * 2^23 rounds to whole numbers

@@ -18,7 +18,7 @@ USAGE = """\
 roadtrain - serves large language models to thousands of users at once
 
   roadtrain serve [MODEL]    all services on this machine; MODEL is 'smollm2' (default), org/name, a directory or a .gguf file
-  roadtrain chat [URL]       talk to a running server (default http://127.0.0.1:8000)
+  roadtrain chat [URL]       talk to a running server (default http://127.0.0.1:8000; a key is read from OPENAI_API_KEY)
   roadtrain pull [MODEL]     fetch a model and print where it is
   roadtrain bench NAME       measure: NAME is one of the programs in bench/, for example capacity
   roadtrain keys FILE        make an API key; `roadtrain keys --help` lists what it may be given

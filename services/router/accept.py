@@ -41,13 +41,14 @@ _SAME_NAME = (
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and what came beside the body. after: the id of the last event it got."""
+    """Who asks, and what came beside the body. after: the id of the last event it got. band: whatever the body says."""
 
     identity: Identity
     idempotency_key: str | None
     deadline_ms: int
     trace: types_pb2.TraceContext
     after: str = ""
+    band: int | None = None
 
 
 def chat_request(body: ChatBody, caller: Caller) -> GenerateRequest:
@@ -214,7 +215,7 @@ def _request(
         echo=isinstance(body, CompletionBody) and bool(body.echo),
         dialect="completion" if isinstance(body, CompletionBody) else "chat",
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
-        band=DEFAULT_BAND if body.priority is None else body.priority,
+        band=next(band for band in (caller.band, body.priority, DEFAULT_BAND) if band is not None),
         deadline_ms=caller.deadline_ms,
         cache_salt=body.cache_salt or "",
         idempotency_key=key or caller.idempotency_key,

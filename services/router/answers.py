@@ -14,8 +14,10 @@ from services.router.exchange import Exchange
 from services.router.front import Front
 from services.router.generate import ChoiceEnd, GenerateRequest, Generation, TextDelta
 from services.router.needs import Starter
+from services.router.parts import CallArguments, CallBegun, Done, Part, PartReader, Said
 from services.router.sse import DONE, Answer, ChunkWriter, Dialect, EventStream
 from shared.errors import RoadtrainError, from_exception
+from shared.pb import types_pb2
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -24,13 +26,28 @@ DeltaLogprobs = Callable[[TextDelta], Any]
 
 
 @dataclass(slots=True)
+class Call:
+    """One call of a tool."""
+
+    id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Choice:
-    """One finished choice. `logprobs` holds what the dialect makes of each delta that has any."""
+    """One finished choice. `logprobs` holds what the dialect makes of each delta that has any.
+
+    calls: of tools, each its id, name and the pieces of its arguments.
+    """
 
     index: int
     text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     finish_reason: str | None = None
+    num_reasoning_tokens: int = 0
 
 
 def describe(dialect: Dialect, generation: Generation, fingerprint: str) -> Answer:
@@ -58,8 +75,9 @@ async def stream(exchange: Exchange, front: Front, start: Callable[[], Coroutine
         relays = [_relay(generation, writer, events) for generation, writer in zip(generations, writers, strict=True)]
         try:
             await _all_or_none(relays)
-            end = writers[0].usage(usage_object(generations)) if opened.include_usage else b""
-            await events.write(end + DONE, last=True)
+            num_reasoning_tokens = sum(writer.num_reasoning_tokens for writer in writers)
+            usage = usage_object(generations, num_reasoning_tokens)
+            await events.write((writers[0].usage(usage) if opened.include_usage else b"") + DONE, last=True)
         except Exception as exception:
             await end_all(generations)
             if not events.begun:
@@ -85,7 +103,11 @@ async def collect(
         try:
             collected = await _all_or_none(
                 [
-                    _collect(generation, request.sampling.n, make_logprobs(generation))
+                    _collect_parts(
+                        generation, request.sampling.n, make_logprobs(generation), part_reader(front, generation, request.reading)
+                    )
+                    if request.reading is not None
+                    else _collect(generation, request.sampling.n, make_logprobs(generation))
                     for generation, request in zip(generations, requests, strict=True)
                 ]
             )
@@ -100,7 +122,12 @@ async def collect(
     return await exchange.while_listening(work())
 
 
-def usage_object(generations: Sequence[Generation]) -> dict[str, Any]:
+def part_reader(front: Front, generation: Generation, reading: types_pb2.Reading | None) -> PartReader:
+    """What turns the generation's events into parts; without a `reading` all is content."""
+    return PartReader(generation, reading, front.plane.vocabulary)
+
+
+def usage_object(generations: Sequence[Generation], num_reasoning_tokens: int = 0) -> dict[str, Any]:
     """OpenAI's usage of all generations together."""
     usages = [generation.usage for generation in generations]
     num_prompt = sum(usage.num_prompt_tokens for usage in usages)
@@ -110,7 +137,7 @@ def usage_object(generations: Sequence[Generation]) -> dict[str, Any]:
         "completion_tokens": num_output,
         "total_tokens": num_prompt + num_output,
         "prompt_tokens_details": {"cached_tokens": sum(usage.num_cached_tokens for usage in usages)},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": num_reasoning_tokens},
     }
 
 
@@ -164,6 +191,33 @@ async def _collect(generation: Generation, num_choices: int, logprobs: DeltaLogp
             if logprobs is not None and (piece := logprobs(event)) is not None:
                 choice.logprobs.append(piece)
     return choices
+
+
+async def _collect_parts(
+    generation: Generation, num_choices: int, logprobs: DeltaLogprobs | None, reader: PartReader
+) -> list[Choice]:
+    choices = [Choice(index) for index in range(num_choices)]
+    async for happened in generation.events():
+        for event in happened:
+            for part in reader.read(event):
+                _add(choices[part.choice], part)
+            if logprobs is not None and isinstance(event, TextDelta) and (piece := logprobs(event)) is not None:
+                choices[event.choice].logprobs.append(piece)
+    return choices
+
+
+def _add(choice: Choice, part: Part) -> None:
+    match part:
+        case Said(kind="content"):
+            choice.text.append(part.text)
+        case Said():
+            choice.reasoning.append(part.text)
+        case CallBegun():
+            choice.calls.append(Call(part.id, part.name))
+        case CallArguments():
+            choice.calls[-1].arguments.append(part.text)
+        case Done():
+            choice.finish_reason, choice.num_reasoning_tokens = part.reason, part.num_reasoning_tokens
 
 
 async def _all_or_none(coroutines: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.router.answers import shown
 from services.router.auth import PUBLIC_PATHS
-from services.router.endpoints import chat, completions, health, models, streams
+from services.router.endpoints import batches, chat, completions, files, health, models, responses, streams
 from services.router.exchange import Exchange
 from services.router.front import Front, going_away
 from services.router.parse import ClientGone
@@ -26,25 +26,38 @@ EXCHANGE = "roadtrain.exchange"
 logger = logging.getLogger(__name__)
 
 Handle = Callable[[Exchange, Front], Awaitable[None]]
+Methods = Mapping[str, Handle]
 
-# To serve another endpoint: write its module, add its row.
-ENDPOINTS: Mapping[str, tuple[str, Handle]] = {
-    "/v1/chat/completions": ("POST", chat.chat),
-    "/v1/completions": ("POST", completions.completions),
-    "/v1/streams/{rid}": ("GET", streams.take_up),
-    "/v1/models": ("GET", models.list_models),
-    "/v1/models/{name:path}": ("GET", models.one_model),
-    "/health": ("GET", health.ready),
-    "/livez": ("GET", health.alive),
-    "/readyz": ("GET", health.ready),
-    "/version": ("GET", health.show_version),
+# To serve another endpoint: write its module, add its row. GET serves HEAD as well.
+ENDPOINTS: Mapping[str, Methods] = {
+    "/v1/chat/completions": {"POST": chat.chat},
+    "/v1/completions": {"POST": completions.completions},
+    "/v1/streams/{rid}": {"GET": streams.take_up},
+    "/v1/files": {"POST": files.create, "GET": files.list_files},
+    "/v1/files/{file_id}": {"GET": files.one_file, "DELETE": files.delete},
+    "/v1/files/{file_id}/content": {"GET": files.content},
+    "/v1/batches": {"POST": batches.create, "GET": batches.list_batches},
+    "/v1/batches/{batch_id}": {"GET": batches.one_batch},
+    "/v1/batches/{batch_id}/cancel": {"POST": batches.cancel},
+    "/v1/responses": {"POST": responses.create},
+    "/v1/responses/{response_id}": {"GET": responses.retrieve, "DELETE": responses.delete},
+    "/v1/responses/{response_id}/cancel": {"POST": responses.cancel},
+    "/v1/responses/{response_id}/input_items": {"GET": responses.input_items},
+    "/v1/models": {"GET": models.list_models},
+    "/v1/models/{name:path}": {"GET": models.one_model},
+    "/health": {"GET": health.ready},
+    "/livez": {"GET": health.alive},
+    "/readyz": {"GET": health.ready},
+    "/version": {"GET": health.show_version},
 }
-ADMIN_ENDPOINTS: Mapping[str, tuple[str, Handle]] = {
-    "/health": ("GET", health.ready),
-    "/livez": ("GET", health.alive),
-    "/readyz": ("GET", health.ready),
-    "/version": ("GET", health.show_version),
-    "/metrics": ("GET", health.metrics),
+# What a line of a batch may ask.
+BATCHED: Mapping[str, Handle] = {path: ENDPOINTS[path]["POST"] for path in batches.PATHS if path in ENDPOINTS}
+ADMIN_ENDPOINTS: Mapping[str, Methods] = {
+    "/health": {"GET": health.ready},
+    "/livez": {"GET": health.alive},
+    "/readyz": {"GET": health.ready},
+    "/version": {"GET": health.show_version},
+    "/metrics": {"GET": health.metrics},
 }
 
 
@@ -61,20 +74,20 @@ def admin_app(front: Front) -> ASGIApp:
 class _Endpoint:
     """One path as raw ASGI: nothing stands between a chunk and the socket."""
 
-    def __init__(self, path: str, method: str, handle: Handle, front: Front) -> None:
+    def __init__(self, path: str, methods: Methods, front: Front) -> None:
         self.path = path
-        self._methods = ("GET", "HEAD") if method == "GET" else (method,)
-        self._handle = handle
+        self._methods = {**methods, "HEAD": methods["GET"]} if "GET" in methods else methods
         self._front = front
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope[EXCHANGE]
         exchange.endpoint = self.path
-        if scope["method"] not in self._methods:
+        handle = self._methods.get(scope["method"])
+        if handle is None:
             allowed = ", ".join(self._methods)
             exchange.extra_headers.append((b"allow", allowed.encode()))
             raise MethodNotAllowed(f"This path takes {allowed} only.")
-        await self._handle(exchange, self._front)
+        await handle(exchange, self._front)
 
 
 async def _unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,10 +98,8 @@ async def _unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
 class _Layer:
     """`public`: raw paths that need no caller; None: none does."""
 
-    def __init__(
-        self, front: Front, endpoints: Mapping[str, tuple[str, Handle]], *, public: frozenset[bytes] | None, door: str
-    ) -> None:
-        routes = [Route(path, _Endpoint(path, method, handle, front)) for path, (method, handle) in endpoints.items()]
+    def __init__(self, front: Front, endpoints: Mapping[str, Methods], *, public: frozenset[bytes] | None, door: str) -> None:
+        routes = [Route(path, _Endpoint(path, methods, front)) for path, methods in endpoints.items()]
         self._router = Router(routes, redirect_slashes=False, default=_unknown_path)
         self._front = front
         self._public = public

@@ -66,9 +66,10 @@ class KeyRing:
         self._file = file
         self._stamp: tuple[int, int, int] | None = None
         self._keys: tuple[tuple[bytes, Identity], ...] = ()
+        self._by_id: dict[str, Identity] = {}
         if file is not None:
             self._stamp = _stamp(file)
-            self._keys = _known(read_api_keys(file))
+            self._take(read_api_keys(file))
 
     def authenticate(self, authorization: Sequence[bytes], api_keys: Sequence[bytes] = ()) -> Identity:
         """The caller, from every value of its Authorization and its x-api-key header. Raises Unauthenticated."""
@@ -83,6 +84,15 @@ class KeyRing:
         found = self._find(secret) if _SECRET.fullmatch(secret) else None
         if found is None:
             raise Unauthenticated("Incorrect API key provided.")
+        return found
+
+    def known(self, tenant: str, key_id: str) -> Identity:
+        """What is done for a key after its call, as the key is now. Raises Unauthenticated if it is gone, or another's."""
+        if self._file is None:
+            return Identity(tenant)
+        found = self._by_id.get(key_id)
+        if found is None or found.tenant != tenant:
+            raise Unauthenticated("The API key that asked for this is no longer good.")
         return found
 
     def _find(self, secret: bytes) -> Identity | None:
@@ -100,12 +110,16 @@ class KeyRing:
             return
         self._stamp = stamp
         try:
-            keys = _known(read_api_keys(self._file))
+            keys = read_api_keys(self._file)
         except StartupError as error:
             logger.error("the keys file was not taken; the keys from before are still good", extra={"cause": str(error)})
             return
-        self._keys = keys
+        self._take(keys)
         logger.info("the keys file was read again", extra={"num_keys": len(keys)})
+
+    def _take(self, keys: Sequence[ApiKey]) -> None:
+        self._keys = tuple((bytes.fromhex(key.sha256), _identity(key)) for key in keys)
+        self._by_id = {key.id: _identity(key) for key in keys}
 
     async def watch(self) -> None:
         """Looks again every second."""
@@ -126,10 +140,6 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
-
-def _known(keys: Sequence[ApiKey]) -> tuple[tuple[bytes, Identity], ...]:
-    return tuple((bytes.fromhex(key.sha256), _identity(key)) for key in keys)
 
 
 def _identity(key: ApiKey) -> Identity:

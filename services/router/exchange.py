@@ -4,9 +4,11 @@ It knows nothing of paths, nor of what is asked and answered.
 """
 
 import asyncio
+import os
 import re
 import uuid
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -14,15 +16,17 @@ from starlette.types import Receive, Scope, Send
 
 from services.router.accept import Caller
 from services.router.auth import ANONYMOUS
+from services.router.batch.upload import Form, read_form
 from services.router.errors_http import Headers, error_body, error_headers
 from services.router.parse import ClientGone, check_media_type, parse_object, read_body
-from shared.errors import InvalidRequest, RoadtrainError, mapped
+from shared.errors import InvalidRequest, NotFound, RoadtrainError, mapped
 from shared.telemetry import context_from_headers
 
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 16 * 2**10
 MAX_DEADLINE_MS = 24 * 3600 * 1000
 MAX_NAMED_FIELDS = 32
+FILE_CHUNK_BYTES = 256 * 2**10
 
 _HOST = re.compile(rb"[A-Za-z0-9._\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
@@ -50,13 +54,17 @@ class Idle(Protocol):
 
 
 class Exchange:
-    """One request and its answer. `answered` is the status sent, 0 before that; `endpoint` the path pattern that took it."""
+    """One request and its answer. `answered` is the status sent, 0 before that; `endpoint` the path pattern that took it.
+
+    band: the priority of what it asks for, whatever its body says.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
         self.answered = 0
         self.endpoint = "none"
         self.identity = ANONYMOUS
+        self.band: int | None = None
         self.extra_headers: Headers = []
         # How the caller's limits stand when the answer begins.
         self.standing: Callable[[], list[tuple[str, str]]] = list
@@ -102,6 +110,10 @@ class Exchange:
         check_media_type(self.headers)
         return parse_object(await read_body(self._receive, self.headers, max_bytes))
 
+    async def read_form(self, path: Path, max_bytes: int) -> Form:
+        """The multipart form in the body, its file written to `path`; upload.py lists what is refused."""
+        return await read_form(self._receive, self.headers.get(b"content-type", b""), path, max_bytes)
+
     def caller(self) -> Caller:
         """Who asks and what the headers say. Raises InvalidRequest for a deadline that is no number."""
         deadline = self.headers.get(b"x-roadtrain-deadline-ms", b"0")
@@ -119,6 +131,7 @@ class Exchange:
             deadline_ms=int(deadline),
             trace=context_from_headers(traced),
             after=self.headers.get(b"last-event-id", b"").decode("latin-1"),
+            band=self.band,
         )
 
     def note_ignored(self, names: list[str], *, strict: bool) -> None:
@@ -147,6 +160,21 @@ class Exchange:
     async def answer_error(self, error: RoadtrainError) -> None:
         """The whole answer is an error."""
         await self.answer(mapped(error).http_status, error_body(error), headers=error_headers(error))
+
+    async def answer_file(self, path: Path) -> None:
+        """The whole answer is what stands at `path`, sent as fast as the client reads. Raises NotFound if there is nothing."""
+        try:
+            file = await asyncio.to_thread(path.open, "rb")
+        except FileNotFoundError:
+            raise NotFound("The file's content is not on this server.") from None
+        with file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            self.answered = 200
+            head = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % num_bytes)]
+            await self._send_head(200, head)
+            while data := await asyncio.to_thread(file.read, FILE_CHUNK_BYTES):
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            await self._send({"type": "http.response.body", "body": b""})
 
     async def begin_events(self) -> None:
         """Begins an event stream."""

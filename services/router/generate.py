@@ -228,7 +228,9 @@ class Generator:
             prompt_token_ids=pack(token_ids),
             sampling=to_proto(request.sampling),
             cache_salt=_salt(request.tenant, request.cache_salt),
-            shape=types_pb2.Shape(echo=request.echo, include_usage=request.include_usage, dialect=request.dialect),
+            shape=types_pb2.Shape(
+                echo=request.echo, include_usage=request.include_usage, dialect=request.dialect, reading=request.reading
+            ),
         )
         # What was asked, before a seed is drawn that nobody gave.
         asked = digest(payload)

@@ -86,6 +86,7 @@ class Generation:
         self.prompt_token_ids = facts.prompt_token_ids
         self.waits_for_prompt = facts.prompt_logprobs
         self.skips_special = facts.rule.skip_special
+        self._hidden_token_ids = facts.rule.hidden_token_ids
         self.is_resumed = facts.after is not None
         self.held = held
         self.source = Source(held)
@@ -231,6 +232,13 @@ class Generation:
         """Rows of a choice's tokens that the client has from elsewhere; None if there are none."""
         log = self._choices[index].log
         return log.logprobs.rows(0, log.sent) if log.logprobs is not None and log.sent else None
+
+    def begun_token_ids(self, index: int) -> list[int]:
+        """A choice's tokens of which the client has what was made from elsewhere; there once it has an event."""
+        log = self._choices[index].log
+        token_ids = log.token_ids[: log.sent]
+        # What ended the choice is not shown, and what it was made of is not read.
+        return token_ids[:-1] if token_ids and token_ids[-1] in self._hidden_token_ids else token_ids
 
     @property
     def resumed(self) -> frozenset[int]:

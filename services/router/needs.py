@@ -9,6 +9,7 @@ from typing import Protocol
 from services.router.auth import Identity
 from services.router.generate import GenerateRequest, Generation
 from services.router.limiter import Limiter
+from services.router.store import Store
 from shared.pb import types_pb2
 
 
@@ -76,6 +77,11 @@ class Plane(Protocol):
     @property
     def model(self) -> ServedModel:
         """What is served now."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """Records that outlive this process."""
         ...
 
     @property

@@ -59,7 +59,7 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes:
                 body += message.get("body", b"")
                 if len(body) > max_bytes:
                     body.clear()
-                    await _discard(receive)
+                    await discard(receive)
                     raise too_large
                 if not message.get("more_body", False):
                     return bytes(body)
@@ -67,7 +67,7 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_bytes:
         raise RequestTimeout(f"The body did not arrive within {BODY_TIMEOUT_S:.0f} seconds.") from None
 
 
-async def _discard(receive: Receive) -> None:
+async def discard(receive: Receive) -> None:
     """Reads on for a while: closing on data not yet read would reset the connection before the client saw the answer."""
     num_left = DISCARD_BYTES
     with contextlib.suppress(TimeoutError):

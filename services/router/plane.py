@@ -23,6 +23,7 @@ from services.router.needs import ServedModel
 from services.router.resume import Resumer
 from services.router.revoke import Revoker
 from services.router.sequencer import Sequencer
+from services.router.store import Store
 from services.router.tokenizer import TokenBytes, Tokenizers
 from services.router.workers import Workers
 from shared import rpc
@@ -66,6 +67,7 @@ class Plane:
         self.contact = Contact()
         self.queue = Queue(redis, model=model, num_shards=settings.queue_shards, limits=limits)
         self.registry = Registry(redis)
+        self.store = Store(redis)
         self.workers = Workers(self.registry, model)
         self._papers = papers = read_papers(settings.certs_dir, "router")
         self.tokenizers = Tokenizers(router.tokenizer_addresses, papers.peer("tokenizer") if papers else None)

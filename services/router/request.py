@@ -22,7 +22,8 @@ class GenerateRequest:
     `prompt` is a text, token ids, or a chat to render. `echo` gives the prompt's text back before the output.
     `sampling` need not be validated; `seed` and `max_tokens` None leave them to the router.
     `band` is the priority class, 0 (first) to 9. `deadline_ms` counts from acceptance; 0 takes the router's default.
-    `dialect` ("chat" or "completion") and `include_usage` say how a stream is answered, should it be taken up elsewhere.
+    `dialect` ("chat" or "completion") and `include_usage` say how a stream is answered, should it be taken up elsewhere;
+    `reading` says how its text becomes reasoning and calls of tools, None: it is content.
     `after` is the id of the last event the client got of a stream that it began under the same idempotency key.
     `names` maps a field to what this door calls it ({"max_tokens": "max_completion_tokens"}), for error messages.
     """
@@ -41,6 +42,7 @@ class GenerateRequest:
     names: Mapping[str, str] = field(default_factory=dict)
     dialect: str = "completion"
     include_usage: bool = False
+    reading: types_pb2.Reading | None = None
 
     @property
     def tenant(self) -> str:

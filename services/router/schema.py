@@ -6,7 +6,6 @@ a number never a string. Every field may be null, which means its default. It kn
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -169,6 +168,7 @@ REFUSED: Mapping[type[Body], Mapping[str, tuple[Any, ...]]] = {
 }
 
 AnyBody = TypeVar("AnyBody", bound=Body)
+AnyStruct = TypeVar("AnyStruct", bound=msgspec.Struct)
 
 
 def read(value: Mapping[str, Any], body_type: type[AnyBody]) -> tuple[AnyBody, list[str]]:
@@ -177,18 +177,19 @@ def read(value: Mapping[str, Any], body_type: type[AnyBody]) -> tuple[AnyBody, l
         given = value.get(name)
         if given is not None and not any(type(given) is type(one) and given == one for one in neutral):
             raise InvalidRequest(f"'{name}' is not supported by this server.", param=name, code="unsupported_parameter")
+    body, unknown = convert(value, body_type)
+    options = value.get("stream_options") or {}
+    unknown += [f"stream_options.{name}" for name in options if name not in _STREAM_OPTIONS]
+    return body, [name for name in unknown if name not in REFUSED[body_type]]
+
+
+def convert(value: Mapping[str, Any], struct: type[AnyStruct]) -> tuple[AnyStruct, list[str]]:
+    """`value` as that type, and the names of its fields that the type does not have. Raises InvalidRequest naming the field."""
     try:
-        body = msgspec.convert(value, body_type)
+        converted = msgspec.convert(value, struct)
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
-    unknown = [name for name in value if name not in _known(body_type)]
-    options = value.get("stream_options") or {}
-    return body, unknown + [f"stream_options.{name}" for name in options if name not in _STREAM_OPTIONS]
-
-
-@cache
-def _known(body_type: type[Body]) -> frozenset[str]:
-    return frozenset(body_type.__struct_fields__) | frozenset(REFUSED[body_type])
+    return converted, [name for name in value if name not in struct.__struct_fields__]
 
 
 _STREAM_OPTIONS = frozenset(StreamOptions.__struct_fields__)

@@ -13,13 +13,18 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from services.router.app import admin_app, http_app
+from services.router.app import BATCHED, admin_app, http_app
 from services.router.auth import KeyRing
+from services.router.batch.record import KIND as BATCH
+from services.router.batch.runner import MAX_BATCHES, BatchRunner
 from services.router.door import GrpcDoor
+from services.router.errands import Errands
 from services.router.exchange import MAX_HEADER_BYTES
 from services.router.front import Front
 from services.router.guard import DoorGuard
 from services.router.needs import Plane
+from services.router.responses.background import KIND as RESPONSE
+from services.router.responses.background import MAX_RESPONSES, Background
 from services.router.tls import Tls, read_tls
 from shared import rpc
 from shared.config import Settings
@@ -122,8 +127,17 @@ class Doors:
     _tasks: list[asyncio.Task[None]] = field(init=False)
 
     def __post_init__(self) -> None:
-        keys = self.front.keys
-        self._tasks = [asyncio.create_task(self._tell_readiness()), asyncio.create_task(keys.watch(), name="watch keys")]
+        front = self.front
+        batches, responses = BatchRunner(front, BATCHED), Background(front)
+        front.errands[BATCH] = Errands(front.plane.store, BATCH, batches.offer, most=MAX_BATCHES)
+        front.errands[RESPONSE] = Errands(front.plane.store, RESPONSE, responses.offer, most=MAX_RESPONSES)
+        running = [errands.run(lambda: front.draining) for errands in front.errands.values()]
+        self._tasks = [
+            asyncio.create_task(self._tell_readiness(), name="readiness"),
+            asyncio.create_task(front.keys.watch(), name="watch keys"),
+            asyncio.create_task(batches.sweep(), name="sweep"),
+            *(asyncio.create_task(errands, name="errands") for errands in running),
+        ]
 
     @property
     def port(self) -> int:
@@ -159,7 +173,7 @@ async def serve(settings: Settings, plane: Plane) -> Doors:
     """Opens all doors. Raises StartupError, and leaves nothing open, for a port in use, a bad keys file or certificate."""
     router = settings.router
     tls = read_tls(router.tls_cert_file, router.tls_key_file)
-    front = Front(plane, router, KeyRing(router.keys_file))
+    front = Front(plane, router, KeyRing(router.keys_file), batch_paths=tuple(BATCHED))
     share = settings.serve.num_routers > 1
     port, grpc_port, admin_port = router.ports
     async with contextlib.AsyncExitStack() as undo:

@@ -18,7 +18,7 @@ from shared.errors import RoadtrainError
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
 
 LogprobsOf = Callable[[TextDelta], Any]
 
@@ -72,7 +72,10 @@ class ChunkWriter:
 
     logprobs: gives what stands under "logprobs" for a delta, if they were asked for. with_ids: begin each event with the
     position to resume after. begun: choices that need no opening, because the client has had it.
+    num_reasoning_tokens: of the choices that ended, where reasoning is told from text.
     """
+
+    num_reasoning_tokens = 0
 
     def __init__(
         self,
@@ -90,7 +93,7 @@ class ChunkWriter:
         self._first_choice = first_choice
         self._with_ids = with_ids
         self._logprobs = logprobs
-        self._head = _encode(answer.head(dialect.object))[:-1]
+        self._head = encode(answer.head(dialect.object))[:-1]
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
         self._after_text = dialect.after_text + b',"logprobs":null,"finish_reason":null}' + self._tail
         self._before_text: dict[int, bytes] = {}
@@ -110,12 +113,12 @@ class ChunkWriter:
                 if self._logprobs is not None:
                     self._with_logprobs(event, self._logprobs(event), parts)
                 elif event.text:
-                    parts += (self._id(position), before_text, _encode(event.text), self._after_text)
+                    parts += (self._id(position), before_text, encode(event.text), self._after_text)
         return b"".join(parts)
 
     def usage(self, usage: dict[str, Any]) -> bytes:
         """The chunk that says what it cost."""
-        return b"data: " + self._head + b',"choices":[],"usage":' + _encode(usage) + b"}\n\n"
+        return b"data: " + self._head + b',"choices":[],"usage":' + encode(usage) + b"}\n\n"
 
     def _id(self, position: str) -> bytes:
         return b"id: " + position.encode() + b"\n" if self._with_ids else b""
@@ -134,8 +137,8 @@ class ChunkWriter:
     def _with_logprobs(self, event: TextDelta, logprobs: Any, parts: list[bytes]) -> None:
         if not event.text and logprobs is None:
             return
-        text = self._dialect.before_text + _encode(event.text) + self._dialect.after_text
-        members = text + b',"logprobs":' + _encode(logprobs) + b',"finish_reason":null}'
+        text = self._dialect.before_text + encode(event.text) + self._dialect.after_text
+        members = text + b',"logprobs":' + encode(logprobs) + b',"finish_reason":null}'
         parts += (self._id(event.position), self._choice(event.choice), members, self._tail)
 
 

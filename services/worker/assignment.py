@@ -37,9 +37,10 @@ class Assignment:
     expires_at: float = math.inf
 
     @property
-    def is_suspect(self) -> bool:
-        """It must run alone: it is not yet past the token at which its last worker died."""
-        return self.claim.solo and not self.outbound.ended and self.outbound.num_tokens <= self.claim.died_at
+    def needs_all(self) -> bool:
+        """It must run alone: not yet past the token at which its last worker died. While it is paused it harms nobody."""
+        suspect = self.claim.solo and self.outbound.num_tokens <= self.claim.died_at
+        return suspect and not (self.outbound.ended or self.outbound.paused)
 
     @property
     def rid(self) -> str:
@@ -47,7 +48,7 @@ class Assignment:
         return self.claim.rid
 
 
-def accept(claim: Claim, keys: Sequence[bytes], limits: RunnerLimits, now_s: float) -> Assignment:
+def assignment_of(claim: Claim, keys: Sequence[bytes], limits: RunnerLimits, now_s: float) -> Assignment:
     """The assignment of `claim`; one whose request is invalid here has failed already, for its router to be told.
 
     Raises BadPayload when the payload is not ours.

@@ -1,8 +1,7 @@
-"""Claims requests while the engine has room, keeps their leases, and carries out what their routers decide. Protocol §5.
+"""Runs what is claimed, keeps its leases, and carries out what its routers decide. Protocol §5.
 
-Claims are woken by the bell and by the poll; leases are renewed from the engine's loop, after a finished step or on an
-idle tick, so a stuck step never renews. While Redis cannot be asked, what runs goes on and nothing new is claimed.
-It knows nothing of tensors, of text, or of how bytes travel.
+Leases are renewed from the engine's loop, after a finished step or on an idle tick, so a stuck step never renews. While
+Redis cannot be asked, what runs goes on. It knows nothing of tensors, of text, of when to claim, or of how bytes travel.
 """
 
 import asyncio
@@ -13,8 +12,8 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from services.worker.assignment import Assignment, accept
-from services.worker.clearing import Clearing
+from services.worker.assignment import Assignment, assignment_of
+from services.worker.claiming import Claiming
 from services.worker.delivery import Delivery
 from services.worker.engine.engine import Delta, Engine
 from services.worker.engine.step import RunnerLimits
@@ -29,12 +28,13 @@ from shared.queue.registry import Registry
 from shared.queue.types import Answer, Claim, Held, Outcome, Owner, Renewal
 from shared.tasks import end_tasks
 
+# How long a sequence whose router is gone goes on for a client that may come back.
 GRACE_S = 30.0
-POLL_S, CLAIM_AT_ONCE = 0.25, 8
-# A busy worker leaves a ring to an idler one for up to this long.
-YIELD_S = 0.01
-MISMATCH_PAUSE_S = 0.5
-LEASE_STEPS, RETRY_S, MAX_RETRY_S = 3, 0.1, 1.0
+# A lease outlasts so many of the longest steps.
+LEASE_STEPS = 3
+# Between two tries to tell Redis of an end.
+RETRY_S = 0.1
+MAX_RETRY_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -71,33 +71,33 @@ class Consumer:
         self._limits = limits
         self._on_fatal = on_fatal
         self._grace_s = grace_s
-        self._clearing = Clearing(queue, owner)
         self._delivery = Delivery(owner, limits.fingerprint, self._resolve, self, peer)
         self._loop = asyncio.get_running_loop()
         self._engine: Engine
-        self._wake = asyncio.Event()
+        self._claiming: Claiming
+        self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._least_lease_s = max(queue.timings.lease_ms / 1000, LEASE_STEPS * step_s)
         self._lease_s = self._least_lease_s
         self._renew_at = 0.0
         self._renewing: asyncio.Task[None] | None = None
-        self._claim_after = 0.0
 
     def start(self, engine: Engine) -> None:
         """Begins to claim for `engine`, whose callbacks are this object's."""
         self._engine = engine
-        self._spawn(self._listen())
-        self._spawn(self._claim_always())
+        self._claiming = Claiming(self._queue, self._owner, self, engine, self._limits.block_size)
+        self._spawn(self._claiming.listen())
+        self._spawn(self._claiming.run())
 
     async def drain(self, grace_s: float) -> None:
         """Claims nothing more; returns when all has ended, or after grace_s, when the rest is handed back."""
         self.draining = True
         end = self._loop.time() + grace_s
         while self.held and self._loop.time() < end:
-            self._wake.clear()
+            self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), min(1.0, max(0.0, end - self._loop.time())))
-        await self._hand_back(list(self.held.values()))
+                await asyncio.wait_for(self._changed.wait(), min(1.0, max(0.0, end - self._loop.time())))
+        await asyncio.gather(self.hand_back(list(self.held.values())), self._claiming.end())
 
     async def close(self) -> None:
         """Ends tasks and connections; the engine must have stopped."""
@@ -117,58 +117,19 @@ class Consumer:
             self._renew_at = now + self._lease_s / 4
             self._loop.call_soon_threadsafe(self._renew_soon)
 
-    # Claiming.
-
-    async def _listen(self) -> None:
-        async with self._queue.bell() as bell:
-            while True:
-                await bell.wait(random.uniform(0.8, 1.2) * POLL_S)
-                self._wake.set()
-
-    async def _claim_always(self) -> None:
-        while not self.draining:
-            await self._wake.wait()
-            self._wake.clear()
-            try:
-                while await self._claim_some():
-                    pass
-                self._redis_answered()
-            except Unavailable as error:
-                self._redis_failed(error)
-
-    async def _claim_some(self) -> bool:
-        """One claim; whether another may find more."""
-        if self.draining or self._loop.time() < self._claim_after or any(each.is_suspect for each in self.held.values()):
-            return False
-        # What only waits for its router, up to half a minute, runs no more: it must not keep others from running alone.
-        runs = [assignment for assignment in self.held.values() if not assignment.outbound.ended]
-        if runs and await self._clearing.wanted():
-            return self._clearing.overdue and await self._hand_back(runs)
-        stats = self._engine.stats()
-        if (num := min(CLAIM_AT_ONCE, stats.room)) < 1:
-            return False
-        await asyncio.sleep(YIELD_S * stats.running / (stats.running + stats.room))
-        # Twice what is free: few requests use all the tokens they may.
-        most = 2 * stats.free_blocks * self._limits.block_size
-        claims = await self._queue.claim(self._owner, num, solo=not runs, lease_ms=self._lease_ms, max_cost=most)
-        if claims:
-            crash.point("worker.claimed")
-        for claim in claims:
-            if self.draining:
-                await self._queue.release(self._owner, claim.rid, claim.epoch)
-            else:
-                self._accept(claim)
-        return len(claims) == num
+    # Claims.
 
     @property
-    def _lease_ms(self) -> int:
+    def lease_ms(self) -> int:
+        """How long what is claimed or renewed now is this worker's."""
         return int(self._lease_s * 1000)
 
-    def _accept(self, claim: Claim) -> None:
+    def accept(self, claim: Claim) -> None:
+        """Runs what was claimed; the assignment it had of the same request is over."""
         if (old := self.held.get(claim.rid)) is not None:
             self._drop(old)
         try:
-            assignment = accept(claim, self._keys, self._limits, self._loop.time())
+            assignment = assignment_of(claim, self._keys, self._limits, self._loop.time())
         except BadPayload as error:
             self.num_bad_payloads += 1
             logger.error("refused a payload that is not ours", extra={"rid": claim.rid, "cause": error.message})
@@ -181,6 +142,10 @@ class Consumer:
             self._engine.submit(outbound.work)
         self._delivery.attach(outbound)
 
+    async def refuse(self, claim: Claim) -> None:
+        """Gives a claim back that was never begun."""
+        await self._queue.release(self._owner, claim.rid, claim.epoch)
+
     async def _tell(self, claim: Claim, attach: int, outcome: Outcome, usage: bytes, reason: str) -> Answer:
         """Redis's answer to a finish, asked until there is one."""
         wait_s = RETRY_S
@@ -190,7 +155,7 @@ class Consumer:
                     self._owner, claim.rid, claim.epoch, attach, outcome, tenant=claim.tenant, usage=usage, reason=reason
                 )
             except Unavailable as error:
-                self._redis_failed(error)
+                self.redis_failed(error)
             await asyncio.sleep(random.uniform(0.5, 1.0) * wait_s)
             wait_s = min(MAX_RETRY_S, 2 * wait_s)
 
@@ -205,7 +170,7 @@ class Consumer:
             assignment.outbound.extend(delta)
             self._delivery.touch(assignment.outbound)
             if delta.finish is not None or assignment.claim.solo:
-                self._wake.set()
+                self._claiming.wake()
 
     # Decisions of routers.
 
@@ -216,7 +181,7 @@ class Consumer:
             return
         if begin.fingerprint and begin.fingerprint != self._limits.fingerprint:
             logger.warning("made with other numerics; handing it on", extra={"rid": outbound.rid, "theirs": begin.fingerprint})
-            self._claim_after = self._loop.time() + MISMATCH_PAUSE_S
+            self._claiming.pause()
             self._end(assignment, self._release(assignment, 0))
             return
         crash.point("worker.begun")
@@ -253,7 +218,15 @@ class Consumer:
     def paused(self, outbound: Outbound, paused: bool) -> None:
         """Stops or goes on computing one request."""
         outbound.paused = paused
+        assignment = self._of(outbound)
+        if not paused and assignment is not None and assignment.needs_all and self._others_run(assignment):
+            # Others came while it stood still, and nothing that is under suspicion may run beside them.
+            self._end(assignment, self._release(assignment, 0))
+            return
         (self._engine.pause if paused else self._engine.resume)(outbound.work.key)
+
+    def _others_run(self, assignment: Assignment) -> bool:
+        return any(each is not assignment and not each.outbound.ended for each in self.held.values())
 
     def _of(self, outbound: Outbound) -> Assignment | None:
         assignment = self.held.get(outbound.rid)
@@ -286,18 +259,18 @@ class Consumer:
         crash.point("worker.releasing")
         try:
             await self._queue.release(self._owner, assignment.rid, assignment.claim.epoch, floor, assignment.outbound.num_tokens)
+            logger.info("handed back", extra={"rid": assignment.rid})
         except Unavailable as error:
-            self._redis_failed(error)
+            self.redis_failed(error)
 
-    async def _hand_back(self, runs: list[Assignment]) -> bool:
-        """Releases all of these that are not ending already; whether there were any."""
+    async def hand_back(self, runs: list[Assignment]) -> None:
+        """Releases all of these that are not ending already."""
         left = [assignment for assignment in runs if not assignment.ending]
         for assignment in left:
             assignment.ending = True
         if left:
             logger.info("handing back what still runs", extra={"num_requests": len(left)})
         await asyncio.gather(*(self._release(assignment, 0) for assignment in left))
-        return bool(left)
 
     def _drop(self, assignment: Assignment) -> None:
         """Forgets it: blocks freed, nothing sent."""
@@ -305,7 +278,8 @@ class Consumer:
             del self.held[assignment.rid]
         self._engine.cancel(assignment.outbound.work.key)
         self._delivery.detach(assignment.outbound)
-        self._wake.set()
+        self._changed.set()
+        self._claiming.wake()
 
     def _retarget(self, assignment: Assignment, router: str, attach: int) -> None:
         """Its client is at `router` now: claims it there."""
@@ -328,13 +302,13 @@ class Consumer:
         lines = [Held(each.rid, each.claim.epoch, each.outbound.attach, each.outbound.num_tokens) for each in asked]
         if asked:
             try:
-                renewals = await self._queue.renew(self._owner, lines, lease_ms=self._lease_ms)
-                self._redis_answered()
+                renewals = await self._queue.renew(self._owner, lines, lease_ms=self.lease_ms)
+                self.redis_answered()
                 crash.point("worker.renewed")
                 for assignment, line, renewal in zip(asked, lines, renewals, strict=True):
                     self._judge(assignment, line, renewal)
             except Unavailable as error:
-                self._redis_failed(error)
+                self.redis_failed(error)
         self._find_orphans()
 
     def _judge(self, assignment: Assignment, line: Held, renewal: Renewal) -> None:
@@ -374,16 +348,18 @@ class Consumer:
         try:
             facts = await self._registry.router(router_id)
         except Unavailable as error:
-            self._redis_failed(error)
+            self.redis_failed(error)
             return None
         return facts.deliver_address if facts is not None else None
 
-    def _redis_failed(self, error: Unavailable) -> None:
+    def redis_failed(self, error: Unavailable) -> None:
+        """Redis could not be asked; says so once."""
         if self.reaches_redis:
             logger.warning("Redis cannot be asked; what runs goes on", extra={"cause": error.code})
         self.reaches_redis = False
 
-    def _redis_answered(self) -> None:
+    def redis_answered(self) -> None:
+        """Redis could be asked; says so after it could not."""
         if not self.reaches_redis:
             logger.info("Redis answers again")
         self.reaches_redis = True

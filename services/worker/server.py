@@ -3,6 +3,7 @@
 It translates and decides nothing; it knows nothing of how the engine or the consumer work.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,7 @@ class Admin(worker_pb2_grpc.WorkerServicer):
             num_preemptions=stats.preemptions,
             num_bad_payloads=self._consumer.num_bad_payloads,
             num_protocol_errors=self._consumer.num_protocol_errors + self.server.num_undecodable,
+            num_tasks=len(asyncio.all_tasks()),
         )
 
     async def Drain(self, request: worker_pb2.DrainRequest, context: Any) -> worker_pb2.DrainReply:  # noqa: N802

@@ -4,30 +4,37 @@
     redis+sentinel://user:password@host:26379,host:26379/master/0?sentinel_username=...&sentinel_password=...
     redis+cluster://user:password@host:6379,host:6379
 
-User and password are those of the data servers; with rediss+ all connections are encrypted. It knows nothing of connections.
+User and password are those of the data servers. With rediss all connections are encrypted, and options say with what:
+ssl_ca_certs (whom to believe; else what the system believes), ssl_certfile and ssl_keyfile (who we are), each a file.
+It knows nothing of connections.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from shared.errors import StartupError
 
 DEFAULT_PORT = {"cluster": 6379, "sentinel": 26379}
-_SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
+_TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_OPTIONS = {"cluster": _TLS_OPTIONS, "sentinel": ("sentinel_username", "sentinel_password", *_TLS_OPTIONS)}
 _WRITE = "write redis://host:6379/0, unix:///path, redis+sentinel://host,host/master/0 or redis+cluster://host,host"
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One address. `url` is all that matters of a "server", `nodes` are sentinels or servers of a cluster."""
+    """One address. `url` is all that matters of a "server", `nodes` are sentinels or servers of a cluster.
+
+    tls: "ssl" and the options of encryption, as redis-py names them; empty where connections are not encrypted.
+    """
 
     kind: Literal["server", "sentinel", "cluster"]
     url: str
     nodes: tuple[tuple[str, int], ...] = ()
     username: str | None = None
     password: str | None = None
-    encrypted: bool = False
+    tls: Mapping[str, str | bool] = field(default_factory=dict)
     master: str = ""
     db: int = 0
     sentinel_username: str | None = None
@@ -45,8 +52,11 @@ def parse(url: str) -> Address:
     credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":")
     options = dict(parse_qsl(parts.query))
-    if unknown := set(options) - set(_SENTINEL_OPTIONS if kind == "sentinel" else ()):
+    if unknown := set(options) - set(_OPTIONS[kind]):
         raise _bad(f"unknown option {sorted(unknown)[0]}")
+    tls = {name: options[name] for name in _TLS_OPTIONS if name in options}
+    if tls and scheme != "rediss":
+        raise _bad(f"{next(iter(tls))} needs rediss+{kind}, or nothing is encrypted")
     master, _, db = parts.path.strip("/").partition("/")
     if kind == "cluster" and master:
         raise _bad("a cluster has one database only, which is not named")
@@ -58,7 +68,7 @@ def parse(url: str) -> Address:
         nodes=tuple(_node(host, DEFAULT_PORT[kind]) for host in hosts.split(",")),
         username=unquote(username) or None,
         password=unquote(password) or None,
-        encrypted=scheme == "rediss",
+        tls={"ssl": True, **tls} if scheme == "rediss" else {},
         master=unquote(master),
         db=int(db or 0),
         sentinel_username=options.get("sentinel_username"),

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 from shared.errors import InvalidRequest, RateLimited, Unavailable
 from shared.queue.bell import Bell
+from shared.queue.claims import Claims
 from shared.queue.connection import Client, check_server, redis_errors
 from shared.queue.replies import answer_of, body_of, claim_of, found_of, own_answer, record_of
 from shared.queue.rid import shard_of
@@ -61,7 +62,9 @@ class Queue:
         self._scripts = Scripts(redis)
         quiet_s = 1.25 * self.timings.lease_ms / 1000
         self._shards = [Shard(self._scripts, f"rt:{{{model}/{number}}}:", quiet_s) for number in range(num_shards)]
-        self._turn = 0
+        # With several, one server that hangs must not hold up what the others do.
+        self._within_s = self.timings.lease_ms / 4000 if num_shards > 1 else None
+        self._claims: dict[Owner, Claims] = {}
 
     @property
     def num_shards(self) -> int:
@@ -120,27 +123,21 @@ class Queue:
 
         solo: the worker is otherwise empty; then it may get one request that must run alone (Claim.solo), and nothing beside it.
         max_cost: stop at the first request that would take the sum of num_tokens above this; on an empty worker
-        (solo=True) the first one always fits. Requests past their deadline are ended on the way.
+        (solo=True) the first one always fits. Requests past their deadline are ended on the way. A shard that is slow answers
+        with a later call, to which k = 0 is enough. One call at a time for each owner.
         """
         lease = lease_ms or self.timings.lease_ms
-        self._turn += 1
-        claims: list[Claim] = []
-        failure: Unavailable | None = None
-        for at in range(self.num_shards):
-            shard = self._shards[(self._turn + at) % self.num_shards]
-            alone = solo and not claims
-            left = -1 if max_cost is None else max(0, max_cost - sum(claim.num_tokens for claim in claims))
-            try:
-                reply = await shard.run("claim", owner, k - len(claims), int(alone), lease, left, self.timings.retain_ms)
-            except Unavailable as error:
-                failure = error
-                continue
-            claims += (claim_of(line) for line in reply)
-            if len(claims) == k or any(claim.solo for claim in claims):
-                break
-        if failure is not None and not claims:
-            raise failure
-        return claims
+
+        async def ask(shard: Shard, num: int, alone: bool, left: int | None) -> list[Claim]:
+            most = -1 if left is None else left
+            reply = await shard.run("claim", owner, num, int(alone), lease, most, self.timings.retain_ms)
+            return [claim_of(line) for line in reply]
+
+        return await self._claims.setdefault(owner, Claims(self._shards)).take(ask, k, solo=solo, max_cost=max_cost)
+
+    async def rest_of_claims(self, owner: Owner) -> list[Claim]:
+        """What calls of `claim` still bring whose shard has not answered yet, for a worker that claims nothing more."""
+        return await self._claims[owner].rest() if owner in self._claims else []
 
     async def reserve(self, owner: Owner) -> bool:
         """Whether this busy worker must claim nothing more until it is empty: what must run alone has waited too long.
@@ -148,7 +145,7 @@ class Queue:
         At most one worker for each shard is told so at a time; it asks again, and goes on with other work, when this is over.
         """
         times = (self.timings.solo_wait_ms, self.timings.solo_hold_ms)
-        return any(await _those_that_answer(shard.run("reserve", owner, *times) for shard in self._shards))
+        return any(await _those_that_answer(self._run(shard, "reserve", owner, *times) for shard in self._shards))
 
     async def renew(self, owner: Owner, held: Sequence[Held], *, lease_ms: int | None = None) -> list[Renewal]:
         """Extends the leases of all that this worker holds, in one call; call it only after a finished step or an idle tick.
@@ -161,7 +158,9 @@ class Queue:
             flat = [value for line in lines for value in (line.rid, line.epoch, line.attach, line.progress)]
             return [
                 Renewal(line.rid, cast(RenewVerdict, verdict.decode()), router.decode(), int(attach))
-                for line, (verdict, router, attach) in zip(lines, await shard.run("renew", owner, lease, *flat), strict=True)
+                for line, (verdict, router, attach) in zip(
+                    lines, await self._run(shard, "renew", owner, lease, *flat), strict=True
+                )
             ]
 
         parts = self._by_shard(held, lambda line: line.rid)
@@ -252,9 +251,9 @@ class Queue:
         timings = self.timings
         args = (REAP_BATCH, timings.hold_ms, timings.retain_ms, timings.quarantine_ms)
         # A run id that is not the server's only asks for it.
-        run_id, *reaped = await shard.run("reap", *args, "" if shard.quiet else shard.run_id)
+        run_id, *reaped = await self._run(shard, "reap", *args, "" if shard.quiet else shard.run_id)
         if not reaped and shard.is_new(run_id.decode()):
-            run_id, *reaped = await shard.run("reap", *args, shard.run_id)
+            run_id, *reaped = await self._run(shard, "reap", *args, shard.run_id)
         return Reaped(int(reaped[0]), int(reaped[1]), tuple(rid.decode() for rid in reaped[2])) if reaped else Reaped(quiet=True)
 
     async def seen(self, owner: Owner) -> None:
@@ -316,6 +315,9 @@ class Queue:
     def bell(self) -> Bell:
         """A connection of its own that wakes when something is put; `async with queue.bell() as bell: await bell.wait(s)`."""
         return Bell(self._redis, [shard.prefix + "bell" for shard in self._shards])
+
+    async def _run(self, shard: Shard, name: str, *args: object) -> Any:
+        return await shard.run(name, *args, within_s=self._within_s)
 
     def _of(self, rid: str) -> Shard:
         # A rid of a stranger may name a shard that is not there; it is in none.

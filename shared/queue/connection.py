@@ -15,7 +15,7 @@ from typing import Any
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -65,10 +65,10 @@ class Access:
 
     def settings(self, *, encrypted: bool) -> dict[str, Any]:
         """As redis-py's connections take it."""
-        named = {"username": self.username, "password": self.password}
-        # Always: a certificate by an authority we know, for the name we dialled.
-        checks = {"ssl_ca_certs": self.ca_file and str(self.ca_file), "ssl_cert_reqs": "required", "ssl_check_hostname": True}
-        return {name: value for name, value in {**named, **(checks if encrypted else {})}.items() if value is not None}
+        found = {"username": self.username, "password": self.password}
+        if encrypted and self.ca_file is not None:
+            found["ssl_ca_certs"] = str(self.ca_file)
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def connect_as(settings: Settings) -> Client:
@@ -101,8 +101,8 @@ def connect(redis_url: str, access: Access | None = None) -> Client:
         case "cluster":
             return _Cluster(
                 startup_nodes=[ClusterNode(host, port) for host, port in address.nodes],
-                ssl=address.encrypted,
-                **access.settings(encrypted=address.encrypted),
+                **address.tls,
+                **access.settings(encrypted=bool(address.tls)),
                 **_per_call(TIMEOUT_S, 2),
             )
     # No health_check_interval: redis-py 8.1 recurses without end when its check is refused while connecting (no password, server
@@ -139,12 +139,13 @@ class _PrimaryPool(SentinelConnectionPool, BlockingConnectionPool):
 def _primary_pool(address: Address, access: Access) -> _PrimaryPool:
     sentinels = Access(address.sentinel_username, address.sentinel_password, access.ca_file)
     # A sentinel that does not answer must not use up the time of a call: there are others.
-    asking = {**_per_call(SENTINEL_TIMEOUT_S, 1), **sentinels.settings(encrypted=address.encrypted), "ssl": address.encrypted}
+    encrypted = bool(address.tls)
+    asking = {**_per_call(SENTINEL_TIMEOUT_S, 1), **address.tls, **sentinels.settings(encrypted=encrypted)}
     return _PrimaryPool(  # type: ignore[no-untyped-call]
         address.master,
         Sentinel(address.nodes, sentinel_kwargs=asking),  # type: ignore[no-untyped-call]
-        ssl=address.encrypted,
-        **access.settings(encrypted=address.encrypted),
+        **address.tls,
+        **access.settings(encrypted=encrypted),
         db=address.db,
         max_connections=MAX_CONNECTIONS,
         timeout=TIMEOUT_S,
@@ -173,13 +174,21 @@ async def check_server(redis: Client) -> None:
             infos = [await redis.info(target_nodes=node) for node in redis.get_primaries()]
         else:
             infos = [await redis.info()]
-    except RedisError as error:
-        # redis-py hides what went wrong while connecting behind a plain ConnectionError.
-        if isinstance(error, _REFUSALS) or isinstance(error.__cause__, _REFUSALS):
+    except (RedisError, RedisClusterException) as error:
+        if _is_refusal(error):
             raise StartupError(f"Redis refuses us ({error}); write user and password into its address") from error
+        # Of sentinels it only has a text.
+        if isinstance(error, MasterNotFoundError) and AuthenticationError.__name__ in str(error):
+            wanted = "?sentinel_username=...&sentinel_password=..."
+            raise StartupError(f"the sentinels refuse us; write {wanted} behind the address of Redis") from error
         raise
     for info in infos:
         _check_info(info, private=_is_private(redis))
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """redis-py hides what went wrong while connecting behind a ConnectionError, or behind two errors of a cluster."""
+    return error is not None and (isinstance(error, _REFUSALS) or _is_refusal(error.__cause__))
 
 
 def _check_info(info: dict[str, Any], *, private: bool) -> None:

@@ -4,6 +4,7 @@ Every shard stands wholly in one slot of a cluster; its server may change withou
 what the scripts do.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -42,9 +43,9 @@ class Shard:
             self.be_quiet()
         return not before and not self.quiet
 
-    async def run(self, name: str, *args: object) -> Any:
-        """One script's reply. Raises Unavailable."""
-        async with self.asking():
+    async def run(self, name: str, *args: object, within_s: float | None = None) -> Any:
+        """One script's reply, given up after within_s. Raises Unavailable."""
+        async with self.asking(), asyncio.timeout(within_s):
             return await self._scripts.run(self.prefix, name, args)
 
     @asynccontextmanager

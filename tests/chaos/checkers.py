@@ -4,13 +4,13 @@ Each returns findings: sentences that name the request and the fault; no finding
 definition of a token, and nothing of how the system works.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from struct import pack
 from zlib import crc32
 
 from services.worker.sim import SimSpec, expected_tokens
-from tests.chaos.history import Attempt, Seen
+from tests.chaos.history import Attempt, Quarantined, Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,17 @@ class Vocabulary:
 
 @dataclass(slots=True)
 class Verdict:
-    """Counts over a history, in Jepsen's words, and every finding."""
+    """Counts over a history, in Jepsen's words, and every finding.
+
+    acknowledged: requests of which the client heard anything; ok: those that ended well, by their client's wish too;
+    recovered: those that ended well though a first connection broke before anything was heard. gaps: silences of more than a
+    quarter second, (from, to, request). suspended: requests ended as poison, of which nobody has said yet whether rightly.
+    """
 
     asked: int = 0
+    acknowledged: int = 0
+    ok: int = 0
+    recovered: int = 0
     tokens: int = 0
     lost: int = 0
     duplicated: int = 0
@@ -37,16 +45,19 @@ class Verdict:
     outcomes: dict[str, int] = field(default_factory=dict)
     refusals: dict[str, int] = field(default_factory=dict)
     came_back: int = 0
+    gaps: list[tuple[float, float, int]] = field(default_factory=list)
+    suspended: list[Quarantined] = field(default_factory=list)
+    quarantined_by_the_schedule: int = 0
     findings: list[str] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
         """Nothing was found."""
-        return not self.findings and not (self.lost or self.duplicated or self.unexpected)
+        return not self.findings and not self.suspended and not (self.lost or self.duplicated or self.unexpected)
 
 
 class Judge:
-    """Judges histories against `spec`."""
+    """Judges histories against `spec`, one request after the other, so that none need be kept."""
 
     def __init__(self, spec: SimSpec, vocabulary: Vocabulary | None = None):
         self._spec = spec
@@ -54,16 +65,26 @@ class Judge:
 
     def judge(self, history: Sequence[Seen]) -> Verdict:
         """Everything that can be said of what clients saw: N1 to N4, N6, and N7's Retry-After."""
-        verdict = Verdict(asked=len(history))
+        verdict = Verdict()
         for seen in history:
-            verdict.outcomes[seen.outcome] = verdict.outcomes.get(seen.outcome, 0) + 1
-            verdict.came_back += len(seen.attempts) > 1
-            for code in seen.refusals:
-                verdict.refusals[code] = verdict.refusals.get(code, 0) + 1
-            self._one(seen, verdict)
+            self.add(seen, verdict)
         return verdict
 
-    def _one(self, seen: Seen, verdict: Verdict) -> None:
+    def add(self, seen: Seen, verdict: Verdict, record: Mapping[str, int] | None = None) -> None:
+        """One more request. `record`: for one that was ended as poison, what Redis knew of its deaths."""
+        verdict.asked += 1
+        verdict.acknowledged += bool(seen.attempts)
+        verdict.outcomes[seen.outcome] = verdict.outcomes.get(seen.outcome, 0) + 1
+        verdict.came_back += len(seen.attempts) > 1
+        verdict.gaps += [(start, end, seen.ask.number) for start, end in seen.gaps]
+        if seen.outcome in ("done", "left", "cancelled"):
+            verdict.ok += 1
+            verdict.recovered += bool(seen.unheard)
+        for code in seen.refusals:
+            verdict.refusals[code] = verdict.refusals.get(code, 0) + 1
+        self._one(seen, verdict, record or {})
+
+    def _one(self, seen: Seen, verdict: Verdict, record: Mapping[str, int]) -> None:
         ask, name = seen.ask, f"request {seen.ask.number} ({seen.ask.door}, {seen.ask.manner})"
         wanted = [expected_tokens(self._spec, ask.prompt, ask.params, choice) for choice in range(ask.params.n)]
         rids = {attempt.rid for attempt in seen.attempts}
@@ -72,7 +93,10 @@ class Judge:
         for attempt in seen.attempts:
             self._tokens(name, attempt, [ids for ids, _ in wanted], verdict)
             self._positions(name, attempt, [ids for ids, _ in wanted], verdict)
-        if seen.outcome in ("failed", "given up", "open"):
+        if seen.quarantined:
+            rid = seen.attempts[-1].rid if seen.attempts else ""
+            verdict.suspended.append(Quarantined(ask.number, rid, record, f"{name}: {seen.error}; {_story(seen)}"))
+        elif seen.outcome in ("failed", "given up", "open"):
             verdict.lost += 1
             verdict.findings.append(f"N3 {name}: {seen.outcome}: {seen.error}; {_story(seen)}")
         if seen.outcome == "done":
@@ -125,6 +149,17 @@ class Judge:
         usage = (len(seen.ask.prompt), sum(len(ids) for ids, _ in wanted))
         if last.usage != usage:
             verdict.findings.append(f"N4 {name}: usage says {last.usage}, not {usage}")
+
+
+def settle(verdict: Verdict, wrong: Callable[[Quarantined], str]) -> None:
+    """Judges what was ended as poison: `wrong` says why that was not right, "" if it was; what ended wrongly is lost."""
+    for each in verdict.suspended:
+        if reason := wrong(each):
+            verdict.lost += 1
+            verdict.findings.append(f"N3 {each.story}; quarantined without cause: {reason}")
+        else:
+            verdict.quarantined_by_the_schedule += 1
+    verdict.suspended.clear()
 
 
 def _kind(got: list[int], at: int, whole: list[int], start: int) -> str:

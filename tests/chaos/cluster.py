@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import httpx
@@ -52,9 +52,18 @@ class Plan:
     crash_orders: bool = False
 
 
+class Life(NamedTuple):
+    """One process from start to end. ended_at: of the clock of the day, as Redis tells it. log: from and to which byte."""
+
+    code: int
+    ran_s: float
+    ended_at: float
+    log: tuple[int, int]
+
+
 @dataclass
 class Service:
-    """One process, started again when it ends until `stop`. Its output is appended to `log`; exits: (code, seconds it ran).
+    """One process, started again when it ends until `stop`. Its output is appended to `log`; exits: the lives that are over.
 
     module: the Python program that `command` are the arguments of, "" where command is all. environment: beyond the common one.
     Both may be changed, for its next start. starved: numbers of the starts that were left without descriptors.
@@ -68,9 +77,10 @@ class Service:
     environment: dict[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
-    exits: list[tuple[int, float]] = field(default_factory=list)
+    exits: list[Life] = field(default_factory=list)
     starved: set[int] = field(default_factory=set)
     started_at: float = 0.0
+    log_from: int = 0
     stopped: bool = False
     keeper: asyncio.Task[None] | None = None
 
@@ -106,6 +116,7 @@ class Service:
     async def _launch(self) -> None:
         environment = {**child_environment(), "PYTHONPATH": str(ROOT), **self.environment}
         with self.log.open("ab") as out:
+            self.log_from = out.tell()
             self.process = await asyncio.create_subprocess_exec(
                 *((sys.executable, "-m", self.module) if self.module else ()),
                 *self.command,
@@ -124,7 +135,8 @@ class Service:
     async def _keep(self) -> None:
         while not self.stopped:
             code = await self.process.wait()
-            self.exits.append((code, time.monotonic() - self.started_at))
+            log = self.log_from, self.log.stat().st_size
+            self.exits.append(Life(code, time.monotonic() - self.started_at, time.time(), log))
             await asyncio.sleep(RESTART_S)
             await self._launch()
 

@@ -1,5 +1,6 @@
 """What was asked and what clients saw, as plain records that the checkers judge. It knows nothing of how either came about."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -48,7 +49,7 @@ class Attempt:
     asked_to_end: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Seen:
     """All that one client saw of its request. Times are of the monotonic clock, seconds.
 
@@ -67,6 +68,11 @@ class Seen:
     gaps: list[tuple[float, float]] = field(default_factory=list)
     last_at: float = 0.0
 
+    @property
+    def quarantined(self) -> bool:
+        """It was ended as one that crashes workers."""
+        return self.outcome == "failed" and "request_quarantined" in self.error
+
     def heard(self, now: float) -> None:
         """Something arrived; silence of more than a quarter second is kept."""
         if self.last_at and now - self.last_at > 0.25:
@@ -74,11 +80,26 @@ class Seen:
         self.last_at = now
 
 
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A request that was ended as poison: its number, and what Redis's record of its deaths said then."""
+
+    number: int
+    rid: str
+    record: Mapping[str, int]
+    story: str
+
+
 @dataclass(slots=True)
 class Struck:
-    """One fault: what, when, and what the nemesis says it did."""
+    """One fault: what, when, and what the nemesis says it did. missed: it could not be done."""
 
     kind: str
     at: float
     healed_at: float = 0.0
     detail: str = ""
+
+    @property
+    def missed(self) -> bool:
+        """Nothing was struck."""
+        return self.detail.startswith(("skipped", "could not")) or self.detail.endswith("was not there")

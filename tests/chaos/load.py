@@ -2,13 +2,14 @@
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from services.worker.sim import SimSpec, expected_tokens
 from shared.sampling import SamplingParams
 from tests.chaos.clients import Clients
 from tests.chaos.cluster import Cluster, Plan
-from tests.chaos.history import Ask, Manner
+from tests.chaos.history import Ask, Manner, Seen
 
 VOCAB = 49152
 # Numbers of herds and storms, apart from those of the steady load.
@@ -41,12 +42,13 @@ def draw(spec: SimSpec, seed: int, number: int) -> Ask:
 
 
 class Load:
-    """Keeps `width` requests under way until told to stop."""
+    """Keeps `width` requests under way until told to stop. `ended` is given what each client saw, which is then forgotten."""
 
-    def __init__(self, clients: Clients, spec: SimSpec, seed: int, width: int):
+    def __init__(self, clients: Clients, spec: SimSpec, seed: int, width: int, ended: Callable[[Seen], Awaitable[None]]):
         self._clients = clients
         self._spec = spec
         self._seed = seed
+        self._ended = ended
         self._next = 0
         self._num_small = 0
         self._herding = asyncio.Lock()
@@ -56,20 +58,26 @@ class Load:
     async def _slot(self) -> None:
         while not self._stopping:
             number, self._next = self._next, self._next + 1
-            await self._clients.ask(draw(self._spec, self._seed, number))
+            await self._ask(draw(self._spec, self._seed, number))
+
+    async def _ask(self, ask: Ask) -> Seen:
+        seen = await self._clients.ask(ask)
+        self._clients.seen.remove(seen)
+        await self._ended(seen)
+        return seen
 
     async def herd(self, cluster: Cluster, rng: random.Random) -> str:
         """F25: short requests, all at the same moment, more than one tenant may have under way."""
         # One at a time: clients and cables share a process here, which must not become the bottleneck.
         async with self._herding:
             asks = [self._small(rng, max_tokens=4) for _ in range(HERD_SIZE)]
-            seen = await asyncio.gather(*(self._clients.ask(ask) for ask in asks))
+            seen = await asyncio.gather(*(self._ask(ask) for ask in asks))
         return f"{HERD_SIZE} at once, {sum(len(each.refusals) > 0 for each in seen)} of them refused at first"
 
     async def cancel_storm(self, cluster: Cluster, rng: random.Random) -> str:
         """F32: requests that are all cancelled near their end."""
         asks = [self._small(rng, max_tokens=22, manner="cancel", after=20) for _ in range(STORM_SIZE)]
-        seen = await asyncio.gather(*(self._clients.ask(ask) for ask in asks))
+        seen = await asyncio.gather(*(self._ask(ask) for ask in asks))
         return f"{sum(each.outcome == 'cancelled' for each in seen)} of {STORM_SIZE} cancelled, the rest had ended"
 
     def _small(self, rng: random.Random, *, max_tokens: int, manner: Manner = "stay", after: int = 0) -> Ask:

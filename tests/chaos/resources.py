@@ -27,14 +27,15 @@ def libfaketime() -> Path | None:
 def limited(pid: int, what: str, most: int) -> Iterator[None]:
     """A running process with a lower limit."""
     kind = RLIMITS[what]
-    before = resource.prlimit(pid, kind)
-    resource.prlimit(pid, kind, (most, before[1]))
+    # Two such faults may overlap: what the later one finds is the earlier one's doing, and both restore what the machine allows.
+    _, allowed = resource.getrlimit(kind)
+    resource.prlimit(pid, kind, (most, allowed))
     try:
         yield
     finally:
         # It may have died meanwhile; its successor was never limited.
         with contextlib.suppress(ProcessLookupError):
-            resource.prlimit(pid, kind, before)
+            resource.prlimit(pid, kind, (allowed, allowed))
 
 
 async def clock_skew(cluster: Cluster, rng: random.Random) -> str:

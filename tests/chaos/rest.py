@@ -4,8 +4,12 @@ It knows the record's fields and where each service shows its state, and nothing
 """
 
 import asyncio
+import contextlib
+import os
 import signal
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +17,9 @@ from services.launcher.supervise import EXIT_CONFIG
 from tests.chaos.cluster import Cluster
 
 INDEXES = ("leases", "waiting", "solo", "parked", "deadlines", "affine")
-# Connections kept for the next request; Redis keeps up to 16 for each process.
-SPARE_FILES = 120
+# Connections to Redis that are kept for the next command, up to 16 for each process, and its end of them all.
+SPARE_FILES = {"redis": 120, "worker": 40, "router": 40, "tokenizer": 40}
+SPARE_TASKS = 24
 START_S = 15.0
 
 
@@ -29,14 +34,17 @@ async def leaks(cluster: Cluster) -> list[str]:
             taken = status.num_blocks - status.num_free_blocks
             found.append(f"N5 {worker}: {status.num_running} running, {status.num_waiting} waiting, {taken} blocks taken")
     for router in cluster.names("router"):
-        page = await cluster.metrics(router)
-        num_open = next(
-            float(line.split()[-1]) for line in page.splitlines() if line.startswith("roadtrain_router_open_requests ")
-        )
+        num_open = await _gauge(cluster, router, "open_requests")
         # The call that asks is one itself.
         if num_open != 1:
             found.append(f"N5 {router}: {num_open - 1:.0f} calls open")
     return found + await _records(cluster)
+
+
+async def _gauge(cluster: Cluster, router: str, name: str) -> float:
+    """One number of a router's metrics page."""
+    page = await cluster.metrics(router)
+    return next(float(line.split()[-1]) for line in page.splitlines() if line.startswith(f"roadtrain_router_{name} "))
 
 
 async def _records(cluster: Cluster) -> list[str]:
@@ -72,9 +80,40 @@ async def until_quiet(cluster: Cluster, timeout_s: float) -> tuple[list[str], fl
         await asyncio.sleep(0.2)
 
 
-def open_files(pid: int) -> int:
-    """Descriptors a process holds."""
-    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What one process has open: descriptors, sockets among them, and tasks on its event loop (0: it has none or tells none)."""
+
+    files: int
+    sockets: int
+    tasks: int
+
+
+async def holdings(cluster: Cluster) -> dict[str, Holdings]:
+    """What each service has open now."""
+    found = {}
+    for name, service in cluster.services.items():
+        if service.pid is None:
+            continue
+        tasks = 0
+        if name in cluster.names("worker"):
+            status = await cluster.status(name)
+            tasks = status.num_tasks if status is not None else 0
+        elif name in cluster.names("router"):
+            tasks = int(await _gauge(cluster, name, "tasks"))
+        found[name] = Holdings(open_files(service.pid), open_files(service.pid, "socket:"), tasks)
+    return found
+
+
+def open_files(pid: int, kind: str = "") -> int:
+    """Descriptors a process holds; `kind`: only those of one kind, "socket:"."""
+    if not kind:
+        return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+    found = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += os.readlink(entry).startswith(kind)
+    return found
 
 
 def resident_mib(pid: int) -> float:
@@ -83,12 +122,13 @@ def resident_mib(pid: int) -> float:
     return pages * 4096 / 2**20
 
 
-def grown(cluster: Cluster, before: dict[str, int]) -> list[str]:
-    """Processes that hold many more descriptors than `before`."""
+def grown(before: Mapping[str, Holdings], now: Mapping[str, Holdings]) -> list[str]:
+    """Processes that hold more descriptors, sockets or tasks than when they were first ready, beyond what is kept for reuse."""
     found = []
-    for name, service in cluster.services.items():
-        if service.pid is not None and open_files(service.pid) > before.get(name, 0) + SPARE_FILES:
-            found.append(f"N5 {name}: {open_files(service.pid)} open files, {before.get(name, 0)} when it was first ready")
+    for name, then in before.items():
+        spare, held = SPARE_FILES[name.partition("-")[0]], now.get(name, then)
+        if held.files > then.files + spare or held.sockets > then.sockets + spare or held.tasks > then.tasks + SPARE_TASKS:
+            found.append(f"N5 {name}: {held}, when it was first ready {then}")
     return found
 
 
@@ -99,7 +139,7 @@ def crashes(cluster: Cluster) -> list[str]:
     """
     found = []
     for name, service in cluster.services.items():
-        for number, (code, ran_s) in enumerate(service.exits, start=1):
+        for number, (code, ran_s, _, _) in enumerate(service.exits, start=1):
             too_early = ran_s < START_S and code in (-signal.SIGTERM, EXIT_CONFIG)
             starved = number in service.starved and code in (-signal.SIGABRT, -signal.SIGSEGV)
             if code not in (0, -signal.SIGKILL) and not too_early and not starved:

@@ -7,9 +7,11 @@ requests and the same faults; the machine's timing is not repeated. It knows not
 import argparse
 import asyncio
 import json
+import os
 import platform
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +21,7 @@ from tests.chaos.trial import Trial, trial
 
 EVERY_S, WIDTH = 3.0, 24
 NOTE_EVERY_S = 60.0
-SHOWN = 3
+SHOWN, LONGEST = 3, 10
 
 
 def main() -> None:
@@ -38,11 +40,13 @@ def main() -> None:
 async def _soak(arguments: argparse.Namespace) -> int:
     arguments.report.mkdir(parents=True, exist_ok=True)
     async with trial(arguments.seed, arguments.width) as running:
-        notes = asyncio.create_task(_note(running))
+        memory = [_memory(running)]
+        notes = asyncio.create_task(_note(running, memory))
         await running.nemesis.at_random(arguments.minutes * 60, arguments.every)
         notes.cancel()
         verdict = await running.finish()
-        report = describe(running, arguments)
+        memory.append(_memory(running))
+        report = describe(running, arguments, memory)
         (arguments.report / "report.json").write_text(json.dumps(report, indent=1) + "\n")
         (arguments.report / "report.md").write_text(markdown(report))
         if not verdict.sound:
@@ -51,14 +55,33 @@ async def _soak(arguments: argparse.Namespace) -> int:
     return 0 if verdict.sound else 1
 
 
-async def _note(running: Trial) -> None:
+def _memory(running: Trial) -> dict[str, float]:
+    """MiB that each process holds now, and this one."""
+    pids = {name: service.pid for name, service in running.cluster.services.items()} | {"clients and cables": os.getpid()}
+    return {name: round(rest.resident_mib(pid), 1) for name, pid in pids.items() if pid}
+
+
+async def _note(running: Trial, memory: list[dict[str, float]]) -> None:
     while True:
         await asyncio.sleep(NOTE_EVERY_S)
-        minutes = (time.monotonic() - running.began_at) / 60
-        print(f"{minutes:.0f} min: {len(running.clients.seen)} requests, {len(running.nemesis.struck)} faults", flush=True)
+        memory.append(_memory(running))
+        verdict, minutes = running.verdict, (time.monotonic() - running.began_at) / 60
+        wrong = f"{len(verdict.findings)} findings, {len(verdict.suspended)} quarantined"
+        told = f"{verdict.asked} requests, {len(running.nemesis.struck)} faults, {wrong}; MiB {memory[-1]}"
+        print(f"{minutes:.0f} min: {told}", flush=True)
 
 
-def describe(running: Trial, arguments: argparse.Namespace) -> dict[str, Any]:
+def _longest(running: Trial) -> list[dict[str, Any]]:
+    """The longest silences of streams, and the faults that overlapped each."""
+    found = []
+    for start, end, number in sorted(running.verdict.gaps, key=lambda gap: gap[0] - gap[1])[:LONGEST]:
+        during = sorted({each.kind for each in running.nemesis.struck if each.at < end and each.healed_at > start})
+        at_s = round(start - running.began_at, 1)
+        found.append({"seconds": round(end - start, 2), "at_s": at_s, "request": number, "during": during})
+    return found
+
+
+def describe(running: Trial, arguments: argparse.Namespace, memory: list[dict[str, float]]) -> dict[str, Any]:
     """The report as plain values."""
     verdict = running.verdict
     faults = {
@@ -78,19 +101,28 @@ def describe(running: Trial, arguments: argparse.Namespace) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "python": platform.python_version(),
         "seconds": round(time.monotonic() - running.began_at, 1),
-        "num_faults": len(running.nemesis.struck),
+        "num_faults": sum(not struck.missed for struck in running.nemesis.struck),
+        "num_faults_missed": sum(struck.missed for struck in running.nemesis.struck),
         "num_requests": verdict.asked,
         "num_tokens_checked": verdict.tokens,
         "outcomes": verdict.outcomes,
         "refusals": verdict.refusals,
         "came_back": verdict.came_back,
+        "acknowledged": verdict.acknowledged,
+        "ok": verdict.ok,
+        "recovered": verdict.recovered,
+        "quarantined_by_the_schedule": verdict.quarantined_by_the_schedule,
         "lost": verdict.lost,
         "duplicated": verdict.duplicated,
         "unexpected": verdict.unexpected,
         "quiet_after_s": round(running.quiet_s, 2),
         "memory_mib": {
-            name: round(rest.resident_mib(service.pid), 1) for name, service in running.cluster.services.items() if service.pid
+            name: {"first": memory[0][name], "most": max(each.get(name, 0) for each in memory), "at_rest": mib}
+            for name, mib in memory[-1].items()
         },
+        "held_before": {name: asdict(held) for name, held in running.held_before.items()},
+        "held_at_rest": {name: asdict(held) for name, held in running.held_at_rest.items()},
+        "longest_silences": _longest(running),
         "starts": {name: service.starts for name, service in running.cluster.services.items()},
         "findings": verdict.findings,
         "faults": faults,
@@ -108,13 +140,18 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"`{report['command']}` (Python {report['python']})",
         "",
-        f"{report['num_faults']} faults, {report['num_requests']} requests, {report['num_tokens_checked']} token ids compared. "
-        f"Lost {report['lost']}, duplicated {report['duplicated']}, unexpected {report['unexpected']}, "
-        f"other findings {len(report['findings'])}. {report['came_back']} clients came back on another connection. "
-        f"At rest {report['quiet_after_s']} s after the last client.",
+        f"{report['num_faults']} faults ({report['num_faults_missed']} more could not be done), {report['num_tokens_checked']} "
+        f"token ids compared. {report['came_back']} clients came back on another connection. "
+        f"Findings: {len(report['findings'])}. At rest {report['quiet_after_s']} s after the last client.",
         "",
-        f"Outcomes: {report['outcomes']}. Refused at first: {report['refusals']}. Starts: {report['starts']}. "
-        f"Memory at the end, MiB: {report['memory_mib']}.",
+        "| attempts | acknowledged | ok | recovered | lost | duplicated | unexpected | quarantined by the schedule |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| {report['num_requests']} | {report['acknowledged']} | {report['ok']} | {report['recovered']} | {report['lost']} "
+        f"| {report['duplicated']} | {report['unexpected']} | {report['quarantined_by_the_schedule']} |",
+        "",
+        f"Outcomes: {report['outcomes']}. Refused at first: {report['refusals']}.",
+        "",
+        *_at_rest(report),
         "",
         "| fault | times | lasted, median s | longest silence of a stream: median, max s | for example |",
         "|---|---|---|---|---|",
@@ -122,9 +159,30 @@ def markdown(report: dict[str, Any]) -> str:
     for kind, row in report["faults"].items():
         silence = f"{row['longest_silence_s_median']}, {row['longest_silence_s_max']}"
         lines.append(f"| {kind} | {row['times']} | {row['lasted_s_median']} | {silence} | {'; '.join(row['for_example'])} |")
-    lines += ["", "Silences include those of other faults that overlapped.", ""]
+    lines += ["", "Silences include those of other faults that overlapped. The longest:", ""]
+    for gap in report["longest_silences"]:
+        during = ", ".join(gap["during"]) or "no fault"
+        lines.append(f"- {gap['seconds']} s, {gap['at_s']} s after the start, request {gap['request']}: {during}")
+    lines += ["", *(["Findings:", ""] if report["findings"] else [])]
     lines += [f"- {finding}" for finding in report["findings"]]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _at_rest(report: dict[str, Any]) -> list[str]:
+    """What each process held when it was first ready and at rest afterwards."""
+    lines = [
+        "| process | starts | memory, MiB: first, most, at rest | descriptors | of them sockets | tasks |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, mib in report["memory_mib"].items():
+        memory = f"{mib['first']}, {mib['most']}, {mib['at_rest']}"
+        before, now = report["held_before"].get(name), report["held_at_rest"].get(name)
+        if before is None or now is None:
+            lines.append(f"| {name} | | {memory} | | | |")
+            continue
+        held = " | ".join(f"{before[what]}, {now[what]}" for what in ("files", "sockets", "tasks"))
+        lines.append(f"| {name} | {report['starts'][name]} | {memory} | {held} |")
+    return lines
 
 
 if __name__ == "__main__":

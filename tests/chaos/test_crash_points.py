@@ -95,13 +95,17 @@ async def sweep(running: Trial, role: str, names: list[str]) -> list[str]:
 
 async def sweep_all(swept: dict[str, list[str]], seed: int, tmp_path: Path) -> None:
     async with trial(seed, WIDTH, Plan(crash_orders=True)) as running:
-        missed = await asyncio.gather(*(sweep(running, role, names) for role, names in swept.items()))
+        try:
+            missed = await asyncio.gather(*(sweep(running, role, names) for role, names in swept.items()))
+        except AssertionError:
+            running.keep_logs(tmp_path / "logs")
+            raise
         verdict = await running.finish()
         if not verdict.sound:
             running.keep_logs(tmp_path / "logs")
         assert [*itertools.chain(*missed)] == []
         assert verdict.sound, "\n".join([f"seed {seed}, logs in {tmp_path}/logs", *verdict.findings[:20]])
-        deaths = sum(code == -signal.SIGKILL for service in running.cluster.services.values() for code, _ in service.exits)
+        deaths = sum(life.code == -signal.SIGKILL for service in running.cluster.services.values() for life in service.exits)
         assert deaths >= sum(map(len, swept.values()))
 
 

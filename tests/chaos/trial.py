@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any
 
 from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc
 from shared.rpc import connect
-from tests.chaos import rest
-from tests.chaos.checkers import Judge, Verdict, Vocabulary
+from tests.chaos import coroner, rest
+from tests.chaos.checkers import Judge, Verdict, Vocabulary, settle
 from tests.chaos.clients import Clients
 from tests.chaos.cluster import Cluster, Plan, cluster
-from tests.chaos.history import Seen, Struck
+from tests.chaos.history import Quarantined, Seen, Struck
 from tests.chaos.load import Load, spec_of
 from tests.chaos.nemesis import FAULTS, Nemesis
 from tests.chaos.resources import RESOURCE_FAULTS
@@ -25,30 +25,36 @@ QUIET_S = 60.0
 
 @dataclass
 class Trial:
-    """A running trial, and after `finish` its verdict and leaks."""
+    """A running trial, and after `finish` its verdict and leaks. held_before: when first ready; held_at_rest: at the end."""
 
     seed: int
     cluster: Cluster
     clients: Clients
     load: Load
     nemesis: Nemesis
-    vocabulary: Vocabulary
-    files_before: dict[str, int]
+    held_before: dict[str, rest.Holdings]
+    held_at_rest: dict[str, rest.Holdings] = field(default_factory=dict)
     began_at: float = field(default_factory=time.monotonic)
     verdict: Verdict = field(default_factory=Verdict)
     quiet_s: float = 0.0
 
     async def finish(self) -> Verdict:
-        """Heals all, waits for every client and for rest, judges."""
+        """Heals all, waits for every client, who hang up, and for rest; judges."""
         self.cluster.heal()
         await self.load.stop()
+        await self.clients.close()
         await self.cluster.ready()
         left, self.quiet_s = await rest.until_quiet(self.cluster, QUIET_S)
-        self.verdict = Judge(spec_of(self.cluster.plan), self.vocabulary).judge(self.clients.seen)
+        self.held_at_rest = await rest.holdings(self.cluster)
+        settle(self.verdict, self._wrong)
         self.verdict.findings += left
-        self.verdict.findings += rest.grown(self.cluster, self.files_before)
+        self.verdict.findings += rest.grown(self.held_before, self.held_at_rest)
         self.verdict.findings += rest.crashes(self.cluster)
         return self.verdict
+
+    def _wrong(self, ended: Quarantined) -> str:
+        deaths = coroner.deaths_of(self.cluster, ended.rid)
+        return coroner.unjustified(ended, deaths, self.nemesis.struck, time.time() - time.monotonic())
 
     def keep_logs(self, folder: Path) -> None:
         """Copies what the services logged, with their settings."""
@@ -59,31 +65,38 @@ class Trial:
         """For each kind of fault: how often, how long, and the longest silence of a stream that overlapped it."""
         table: dict[str, dict[str, Any]] = {}
         for struck in self.nemesis.struck:
+            if struck.missed:
+                continue
             row = table.setdefault(struck.kind, {"times": 0, "lasted_s": [], "silence_s": [], "seen": set()})
             row["times"] += 1
             row["lasted_s"].append(struck.healed_at - struck.at)
-            row["silence_s"].append(longest_silence(self.clients.seen, struck))
+            row["silence_s"].append(longest_silence(self.verdict.gaps, struck))
             row["seen"].add(struck.detail)
         return table
 
 
-def longest_silence(history: list[Seen], struck: Struck) -> float:
+def longest_silence(gaps: Sequence[tuple[float, float, int]], struck: Struck) -> float:
     """Seconds of the longest silence between two events of one stream that overlapped a fault; 0 if none passed 0.25 s."""
-    gaps = [end - start for seen in history for start, end in seen.gaps if start < struck.healed_at and end > struck.at]
-    return max(gaps, default=0.0)
+    return max((end - start for start, end, _ in gaps if start < struck.healed_at and end > struck.at), default=0.0)
 
 
 @asynccontextmanager
 async def trial(seed: int, width: int, plan: Plan | None = None) -> AsyncIterator[Trial]:
     """A cluster under load."""
     async with cluster(plan) as running:
-        vocabulary = await _vocabulary(running)
-        files = {name: rest.open_files(service.pid) for name, service in running.services.items() if service.pid}
+        held = await rest.holdings(running)
+        spec, verdict = spec_of(running.plan), Verdict()
+        judge = Judge(spec, await _vocabulary(running))
+
+        async def ended(seen: Seen) -> None:
+            record = await coroner.record_of(running, seen.attempts[-1].rid) if seen.quarantined and seen.attempts else {}
+            judge.add(seen, verdict, record)
+
         clients = Clients(running, seed)
-        load = Load(clients, spec_of(running.plan), seed, width)
+        load = Load(clients, spec, seed, width, ended)
         faults = {**FAULTS, **RESOURCE_FAULTS, "herd": load.herd, "cancel_storm": load.cancel_storm}
         try:
-            yield Trial(seed, running, clients, load, Nemesis(running, seed, faults), vocabulary, files)
+            yield Trial(seed, running, clients, load, Nemesis(running, seed, faults), held, verdict=verdict)
         finally:
             running.heal()
             await _end(load)

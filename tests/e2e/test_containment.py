@@ -32,7 +32,7 @@ async def test_a_worker_whose_kernels_fail() -> None:
     async with cluster(plan) as system, httpx.AsyncClient(base_url=system.url("router-0"), timeout=60) as client:
         streams = [stream_of(index) for index in range(12)]
         await asyncio.gather(*(read(client, seen) for seen in streams))
-        exits = [code for code, _ in system.services["worker-0"].exits]
+        exits = [life.code for life in system.services["worker-0"].exits]
         others = {name: service.exits for name, service in system.services.items() if name != "worker-0"}
     for seen in streams:
         assert (seen.error, seen.done) == (None, True)

@@ -36,7 +36,7 @@ async def test_each_process_in_turn(tmp_path: Path) -> None:
         for name in list(running.cluster.services):
             print(f"{name}: {await restart(running.cluster, name):.1f} s")
             await asyncio.sleep(1.0)
-        exits = {name: [code for code, _ in service.exits] for name, service in running.cluster.services.items()}
+        exits = {name: [life.code for life in service.exits] for name, service in running.cluster.services.items()}
         verdict = await running.finish()
         if not verdict.sound:
             shutil.copytree(running.cluster.folder, tmp_path / "logs", ignore=shutil.ignore_patterns("*.sock", "secret"))

@@ -3,14 +3,26 @@
 from typing import Any
 
 from services.router.accept import chat_request
-from services.router.answers import Choice, DeltaLogprobs, Opened, collect, describe, start_all, stream, usage_object
+from services.router.answers import (
+    Choice,
+    DeltaLogprobs,
+    Opened,
+    collect,
+    describe,
+    part_reader,
+    start_all,
+    stream,
+    usage_object,
+)
 from services.router.exchange import Exchange
 from services.router.front import Front
 from services.router.generate import Generation, TextDelta
 from services.router.logprobs import chat_content, prompt_entries
 from services.router.needs import Vocabulary
+from services.router.part_chunks import PartWriter
 from services.router.schema import ChatBody, read
 from services.router.sse import CHAT, Answer, ChunkWriter
+from shared.pb import types_pb2
 
 
 async def chat(exchange: Exchange, front: Front) -> None:
@@ -33,11 +45,21 @@ async def chat(exchange: Exchange, front: Front) -> None:
 
     async def start() -> Opened:
         generations = await start_all(front.plane.generator, [request])
-        answer = describe(CHAT, generations[0], front.plane.model.fingerprint)
-        writer = ChunkWriter(answer, include_usage=include_usage, logprobs=logprobs, begun=generations[0].resumed)
+        writer = chat_writer(front, generations[0], request.reading, include_usage=include_usage)
         return Opened(generations, [writer], include_usage)
 
     await stream(exchange, front, start)
+
+
+def chat_writer(front: Front, generation: Generation, reading: types_pb2.Reading | None, *, include_usage: bool) -> ChunkWriter:
+    """Renders a chat's stream, also one that was begun elsewhere."""
+    answer = describe(CHAT, generation, front.plane.model.fingerprint)
+    logprobs = delta_logprobs(front.plane.vocabulary) if generation.has_logprobs else None
+    begun = generation.resumed
+    if reading is None:
+        return ChunkWriter(answer, include_usage=include_usage, logprobs=logprobs, begun=begun)
+    reader = part_reader(front, generation, reading)
+    return PartWriter(answer, reader, include_usage=include_usage, logprobs=logprobs, begun=begun)
 
 
 def delta_logprobs(vocabulary: Vocabulary) -> DeltaLogprobs:
@@ -56,14 +78,28 @@ def _whole(answer: Answer, generation: Generation, choices: list[Choice]) -> dic
         "choices": [
             {
                 "index": choice.index,
-                "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
+                "message": _message(choice),
                 "logprobs": _joined(choice.logprobs) if choice.logprobs else None,
                 "finish_reason": choice.finish_reason,
             }
             for choice in choices
         ],
-        "usage": usage_object([generation]),
+        "usage": usage_object([generation], sum(choice.num_reasoning_tokens for choice in choices)),
     }
+
+
+def _message(choice: Choice) -> dict[str, Any]:
+    text = "".join(choice.text)
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if choice.reasoning:
+        message["reasoning_content"] = message["reasoning"] = "".join(choice.reasoning)
+    if choice.calls:
+        message["content"] = text or None
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": "".join(call.arguments)}}
+            for call in choice.calls
+        ]
+    return message
 
 
 def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """GET /health, /livez, /readyz, /version, and /metrics on the admin port. It knows nothing of what makes a plane ready."""
 
+import asyncio
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
@@ -38,7 +39,7 @@ async def show_version(exchange: Exchange, front: Front) -> None:
 
 
 async def metrics(exchange: Exchange, front: Front) -> None:
-    """Prometheus text: calls answered and calls open."""
+    """Prometheus text: calls answered and calls open, tasks and broken calls between services."""
     lines = [
         "# HELP roadtrain_router_requests_total Calls answered, by door, endpoint and status.",
         "# TYPE roadtrain_router_requests_total counter",
@@ -50,6 +51,9 @@ async def metrics(exchange: Exchange, front: Front) -> None:
         "# HELP roadtrain_router_open_requests Calls being answered now.",
         "# TYPE roadtrain_router_open_requests gauge",
         f"roadtrain_router_open_requests {front.num_open}",
+        "# HELP roadtrain_router_tasks Tasks on this process's event loop now.",
+        "# TYPE roadtrain_router_tasks gauge",
+        f"roadtrain_router_tasks {len(asyncio.all_tasks())}",
         "# HELP roadtrain_router_protocol_errors_total Calls between services that ended because of what was said on them.",
         "# TYPE roadtrain_router_protocol_errors_total counter",
         f"roadtrain_router_protocol_errors_total {front.plane.num_protocol_errors}",

@@ -7,12 +7,12 @@ nothing of who makes the tokens now.
 from urllib.parse import parse_qs
 
 from services.router.answers import Opened, describe, stream
-from services.router.endpoints.chat import delta_logprobs as chat_logprobs
-from services.router.endpoints.completions import delta_logprobs as completion_logprobs
+from services.router.endpoints.chat import chat_writer
+from services.router.endpoints.completions import delta_logprobs
 from services.router.exchange import Exchange
 from services.router.front import Front
 from services.router.generate import Generation
-from services.router.sse import CHAT, COMPLETION, ChunkWriter
+from services.router.sse import COMPLETION, ChunkWriter
 from shared.errors import InvalidRequest
 from shared.pb import types_pb2
 
@@ -43,10 +43,9 @@ def _after(exchange: Exchange) -> str:
 
 
 def _writer(front: Front, generation: Generation, shape: types_pb2.Shape) -> ChunkWriter:
-    is_chat = shape.dialect == "chat"
-    logprobs = None
-    if generation.has_logprobs:
-        vocabulary = front.plane.vocabulary
-        logprobs = chat_logprobs(vocabulary) if is_chat else completion_logprobs(vocabulary, generation, echo=shape.echo)
-    answer = describe(CHAT if is_chat else COMPLETION, generation, front.plane.model.fingerprint)
+    if shape.dialect == "chat":
+        reading = shape.reading if shape.HasField("reading") else None
+        return chat_writer(front, generation, reading, include_usage=shape.include_usage)
+    logprobs = delta_logprobs(front.plane.vocabulary, generation, echo=shape.echo) if generation.has_logprobs else None
+    answer = describe(COMPLETION, generation, front.plane.model.fingerprint)
     return ChunkWriter(answer, include_usage=shape.include_usage, logprobs=logprobs, begun=generation.resumed)

@@ -4,8 +4,8 @@ There is no prefill and no decode: a sequence owes its known tokens less its com
 
 1. Every running sequence is promised one token of the step's budget. What is over goes to them in order, then to
    waiting ones. So a long prompt never takes the token of a sequence that only decodes. While any decodes, a step
-   computes few other tokens (pace.py), as all wait for the longest step; those behind many others count for more. While
-   sequences wait for a seat, no running one takes more than half of what is over.
+   computes few other tokens (pace.py), as all wait for the longest step; those behind many others count for more. No prompt
+   takes more than half of what is over while sequences wait for a seat, or while shorter ones behind it need the rest.
 2. A waiting sequence gets a seat when blocks for all that it owes are free, beyond those promised to running ones. The
    first that cannot makes all behind it wait, so none is passed over for ever.
 3. Of n choices the first computes the prompt; the others wait until it has, and find its blocks in the cache.
@@ -153,13 +153,14 @@ class Scheduler:
         running, size, index = self.lines.running, self._limits.block_size, 0
         budget = self._budget()
         spare = max(0, budget - len(running))
-        most = (spare + 1) // 2 if self.lines.waiting else spare  # of one sequence
+        half = (spare + 1) // 2
         is_mixed = budget < self._max_step_tokens
         while index < len(running) and budget:
             sequence = running[index]
             count, weight = len(sequence.tokens) - sequence.num_computed, 1.0
             if count > 1:
                 weight = self._pace.weight(sequence.num_computed) if is_mixed else 1.0
+                most = half if self.lines.waiting else max(half, spare - self._owed_behind(index, count))
                 count = min(count, 1 + int(min(spare, most) / weight), budget)
             end = sequence.num_computed + count
             if end > len(sequence.blocks) * size:
@@ -178,6 +179,11 @@ class Scheduler:
             spare -= cost
             budget -= 1 + cost
         return budget
+
+    def _owed_behind(self, index: int, count: int) -> int:
+        """Tokens that running sequences behind this one owe beyond one, of those that owe less than `count`."""
+        owed = (len(each.tokens) - each.num_computed for each in itertools.islice(self.lines.running, index + 1, None))
+        return sum(num - 1 for num in owed if num < count)
 
     def _schedule_waiting(self, plan: Plan, budget: int) -> None:
         """Gives seats to waiting sequences while seats, budget and blocks last."""

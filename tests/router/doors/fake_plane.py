@@ -13,9 +13,11 @@ from services.router.auth import Identity
 from services.router.generate import ChoiceEnd, Event, GenerateRequest, TextDelta
 from services.router.limiter import Limiter
 from services.router.needs import ServedModel
+from services.router.store import Store
 from services.router.validate import check_model
 from shared.errors import InternalError, InvalidRequest, NotFound, Unavailable
 from shared.pb import types_pb2
+from shared.queue.connection import connect
 
 VOCABULARY = (b"Hello", b" w\xc3", b"\xb6rld", b"!", b"<eos>", b"The", b" prompt")
 NAMES = ("tiny", "org/alias", "default")
@@ -66,6 +68,9 @@ class FakeGeneration:
 
     def begun_logprobs(self, choice: int) -> None:
         return None
+
+    def begun_token_ids(self, choice: int) -> list[int]:
+        return []
 
     def position(self) -> str:
         return f"{self.rid}:{'.'.join(map(str, self.counts))}:00000000"
@@ -124,12 +129,14 @@ class FakePlane:
         self.num_refused_peers = 0
         # Only keys with limits are asked about; tests of those bring a real one.
         self.limiter = limiter
+        self._nowhere = connect("unix:///nonexistent/redis.sock")
+        self.store = Store(self._nowhere)
 
     def not_ready(self) -> str | None:
         return self.why_not_ready
 
     async def close(self) -> None:
-        pass
+        await self._nowhere.aclose()
 
     async def start(self, request: GenerateRequest) -> FakeGeneration:
         check_model(request, NAMES)
@@ -146,6 +153,8 @@ class FakePlane:
             if generation.rid == rid and identity.tenant == generation.request.tenant:
                 self.resumed_after = after
                 shape = types_pb2.Shape(dialect=generation.request.dialect, include_usage=generation.request.include_usage)
+                if generation.request.reading is not None:
+                    shape.reading.CopyFrom(generation.request.reading)
                 return FakeGeneration(generation.request, int(rid[6:])), shape
         raise NotFound("There is no such stream.", code="stream_not_found")
 

@@ -153,11 +153,12 @@ async def test_a_cluster_loses_a_master(cluster: Servers) -> None:
 
 def test_addresses() -> None:
     found = parse("rediss+sentinel://user:p%40ss@a,[::1]:5000/my-master/3?sentinel_password=s")
-    assert (found.kind, found.nodes, found.encrypted) == ("sentinel", (("a", 26379), ("::1", 5000)), True)
+    assert (found.kind, found.nodes, found.tls) == ("sentinel", (("a", 26379), ("::1", 5000)), {"ssl": True})
     assert (found.username, found.password, found.master, found.db) == ("user", "p@ss", "my-master", 3)
     assert (found.sentinel_username, found.sentinel_password) == (None, "s")
     assert parse("redis+cluster://a:7000,b").nodes == (("a", 7000), ("b", 6379))
     assert parse("unix:///tmp/s").kind == "server"
+    assert parse("rediss+cluster://a?ssl_ca_certs=/etc/ca.crt").tls == {"ssl": True, "ssl_ca_certs": "/etc/ca.crt"}
 
 
 @pytest.mark.parametrize(
@@ -170,6 +171,7 @@ def test_addresses() -> None:
         "redis+sentinel://a/m?db=1",
         "redis+cluster://a/0",
         "redis+cluster://a:70000",
+        "redis+cluster://a?ssl_ca_certs=/etc/ca.crt",
         "redis+ring://a",
         "unix+cluster://a",
     ],

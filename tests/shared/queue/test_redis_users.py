@@ -3,11 +3,11 @@
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 from redis.exceptions import NoPermissionError, ResponseError
 
+from services.router.store import Store
 from shared.errors import StartupError
 from shared.queue.client import Queue
 from shared.queue.connection import Access, Client, connect
@@ -16,8 +16,13 @@ from shared.queue.registry import Registry, RouterFacts, WorkerFacts
 from shared.queue.types import Held
 from tests.redis_users import ADMIN, Guarded, guarded_redis
 from tests.shared.queue.queue_requests import W0, put_and_claim, request
+from tests.stack import ROOT
 
-LUA = Path(__file__).parents[3] / "shared" / "queue" / "lua"
+# What clients have that is no command, or none of its name.
+NO_COMMANDS = {
+    "aclose", "call", "execute", "from_pool", "from_url", "get_nodes", "get_primaries", "initialize", "pipeline", "pubsub",
+    "register_script", "replicate_commands", "script_load",
+}  # fmt: skip
 USERS = ["router", "worker"]
 # INFO says which server this is (its version, its run id, whether it would evict): it changes nothing.
 NEEDED_DANGER = {"info"}
@@ -77,6 +82,15 @@ async def test_a_roles_user_can_do_all_that_the_queue_does(guarded: Guarded, use
         assert (await limits.enter(rates)).taken
         assert (await limits.charge(rates, "0" * 34, 10, 60)).taken
         assert (await limits.settle(rates, "0" * 34, 5)).taken
+        store = Store(redis)
+        for number in range(3):
+            assert await store.write("alice", "kind", f"id{number}", b"value", version=0, ttl_s=60, most=2)
+        found = [stored.record_id for stored in await store.newest("alice", "kind", limit=5)]
+        assert found == ["id2", "id1"]
+        assert await store.newest("alice", "kind", limit=5, after="id2")
+        assert await store.read("alice", "kind", "id1")
+        assert await store.delete("alice", "kind", "id1")
+        assert await store.hold("name", user, 5)
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -115,9 +129,14 @@ async def test_nobody_else_gets_in(guarded: Guarded) -> None:
     await stranger.connection_pool.disconnect()
 
 
-def test_what_scripts_call_is_granted() -> None:
-    """A script that calls something new fails here, not at an operator's."""
-    called = {name.lower() for file in LUA.glob("*.lua") for name in re.findall(r"redis\.call\('(\w+)'", file.read_text())}
+def test_what_scripts_and_clients_call_is_granted() -> None:
+    """Who calls something new fails here, not at an operator's."""
+    files = [file for room in ("shared", "services") for end in ("lua", "py") for file in (ROOT / room).rglob(f"*.{end}")]
+    texts = [file.read_text() for file in files]
+    called = {name.lower() for text in texts for name in re.findall(r"redis\.call\('(\w+)'", text)}
     assert len(called) > 15
-    for line in (Path(__file__).parents[3] / "deploy" / "redis.acl").read_text().splitlines()[1:]:
+    methods = {name for text in texts for name in re.findall(r"(?:\b_?redis|\bpipe)\.(\w+)\(", text)}
+    called |= {{"delete": "del"}.get(name, name) for name in methods - NO_COMMANDS}
+    assert {"smembers", "hmget", "del"} <= called
+    for line in (ROOT / "deploy" / "redis.acl").read_text().splitlines()[1:]:
         assert called <= {word[1:] for word in line.split() if word.startswith("+")}

@@ -72,6 +72,30 @@ def test_a_long_prompt_leaves_half_of_what_is_over_to_those_who_wait():
     drive.check_all()
 
 
+def test_a_long_prompt_leaves_half_of_what_is_over_to_shorter_ones_that_have_a_seat():
+    drive = Drive(SPEC, max_step_tokens=64)
+    drive.submit(A, range(400), _params(2))
+    drive.step()
+    drive.submit(B, range(500, 580), _params(2))
+    for _ in range(3):
+        drive.step()
+    # Nobody waits any more: without the rule the second would get one token a step until the first has its prompt.
+    assert [_shape(drive, index) for index in (1, 2, 3)] == [[(0, 33), (1, 31)], [(0, 32), (1, 32)], [(0, 47), (1, 17)]]
+    drive.run()
+    drive.check_all()
+
+
+def test_prompts_of_one_length_come_one_after_the_other():
+    drive = Drive(SPEC, max_step_tokens=64)
+    for index, key in enumerate((A, B)):
+        drive.submit(key, range(200 * index, 200 * index + 150), _params(2))
+    for _ in range(3):
+        drive.step()
+    assert [_shape(drive, index) for index in (1, 2)] == [[(0, 33), (1, 31)], [(0, 53), (1, 11)]]
+    drive.run()
+    drive.check_all()
+
+
 def test_waiting_goes_by_band_then_tag_then_arrival():
     drive = Drive(SPEC, max_num_seqs=1)
     for key, band, tag in [(A, 1, 0.0), (B, 0, 9.0), (C, 0, 3.0), (("d", 1), 0, 3.0)]:

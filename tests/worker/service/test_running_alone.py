@@ -73,3 +73,25 @@ async def test_what_runs_for_long_is_handed_on_for_it(plane: Plane, monkeypatch:
         await until(lambda each=each: each.whole, each, timeout_s=60)
         assert each.choices[0] == answer(PROMPT, params(max_tokens=num_tokens))
     assert len(long.epochs) > 1
+
+
+async def test_one_whose_reader_is_slow_keeps_no_worker_idle(plane: Plane) -> None:
+    """Paused it computes nothing that could go wrong. When its reader wants more and others run, it goes to the queue again."""
+    router = await plane.router()
+    worker = await plane.worker(spec=SLOW)
+    known = Known(crashes=2, progress=500)
+    suspect = await plane.put(router, params(max_tokens=600), PROMPT, known=known)
+    await until(lambda: len(suspect.choices[0]) > 3, suspect)
+    other = await plane.put(router, params(max_tokens=400), PROMPT)
+    await asyncio.sleep(1.0)
+    assert not other.epochs, "beside a suspect"
+    router.say(suspect, "pause")
+    await until(lambda: len(other.choices[0]) > 3, other)
+    assert worker.engine.stats().paused == 1
+    router.say(suspect, "resume")
+    # Alone again, once the other has ended or was handed back.
+    await until(lambda: len(suspect.epochs) > 1, suspect, timeout_s=60)
+    for owed, num_tokens in ((other, 400), (suspect, 600)):
+        await until(lambda each=owed: each.whole, owed, timeout_s=60)
+        assert owed.choices[0] == answer(PROMPT, params(max_tokens=num_tokens))
+    assert not worker.failed
