@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from shared.errors import InvalidRequest, RoadtrainError, StartupError, from_exception, mapped
+from shared.errors import InvalidRequest, MethodNotAllowed, RoadtrainError, StartupError, from_exception, mapped
 from shared.mtls import Peer
 
 MAX_MESSAGE_BYTES = 16 * 2**20
@@ -187,7 +187,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         """Wraps the handler that `continuation` finds."""
         handler = await continuation(details)
         if handler is None:
-            return None
+            # A stranger hears the same of calls that are there and of those that are not.
+            return grpc.stream_stream_rpc_method_handler(_guard_stream(_no_such_call, self._asked(details.method)))
         wrapped: Callable[..., Any]
         if handler.response_streaming:
             wrapped = _guard_stream(handler.stream_stream or handler.unary_stream, self._asked(details.method))
@@ -214,6 +215,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 raise
 
         return counted
+
+
+async def _no_such_call(requests: Any, context: Any) -> None:
+    raise MethodNotAllowed("There is no such call.", code="unknown_method")
 
 
 def _guard_unary(method: Callable[..., Awaitable[Any]], admit: Callable[[Any], None]) -> Callable[..., Awaitable[Any]]:

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from services.router.app import ADMIN_ENDPOINTS, ENDPOINTS
 from services.router.auth import PUBLIC_PATHS, KeyRing
+from services.router.batch.inner import ask
+from services.router.endpoints import chat
 from services.router.server import Doors
 from shared.api_keys import digest_of
 from shared.errors import StartupError, Unauthenticated
@@ -234,6 +236,21 @@ async def test_a_key_has_its_models(locked: Locked) -> None:
                 error = answer.json()["error"]
                 assert (error["code"], error["param"]) == (code, "model")
                 assert "org/alias" not in answer.text
+    assert locked.plane.generations[-1].request.tenant == "bob"
+
+
+async def test_what_is_done_later_for_a_key_is_done_as_the_key_is_then(locked: Locked) -> None:
+    """A batch goes on after its call: it may use no more than its key, and nothing once the key is gone."""
+    for tenant, key_id, model, wanted in (
+        ("bob", "bob", "tiny", 200),
+        ("bob", "bob", "default", 403),
+        ("bob", "alice", "tiny", 401),
+        ("bob", "gone", "tiny", 401),
+        ("bob", "", "tiny", 401),
+    ):
+        body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+        status, _, data = await ask(chat.chat, locked.doors.front, tenant=tenant, key_id=key_id, body=body, headers={})
+        assert status == wanted, data
     assert locked.plane.generations[-1].request.tenant == "bob"
 
 

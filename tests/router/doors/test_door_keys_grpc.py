@@ -72,6 +72,13 @@ async def test_every_call_asks_for_a_key(locked: Locked, name: str) -> None:
     assert await code_of(locked.call(name, request, good)) is not grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_what_is_no_call_is_not_told_to_strangers(locked: Locked) -> None:
+    for metadata, wanted in (((), grpc.StatusCode.UNAUTHENTICATED), (locked.metadata(), grpc.StatusCode.UNIMPLEMENTED)):
+        for make in (locked.channel.unary_unary, locked.channel.unary_stream):
+            call = make("/roadtrain.Router/Nothing")(b"", metadata=metadata, timeout=10)
+            assert await code_of(call) is wanted
+
+
 async def test_health_is_open(locked: Locked) -> None:
     answer = await health_pb2_grpc.HealthStub(locked.channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
