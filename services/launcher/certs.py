@@ -28,6 +28,8 @@ def certs(arguments: Sequence[str]) -> int:
         make(folder)
     except ImportError:
         raise StartupError("`roadtrain certs` needs the package cryptography: pip install 'roadtrain[serve]'") from None
+    except OSError as error:
+        raise StartupError(f"cannot write {error.filename}: {(error.strerror or 'refused').lower()}") from None
     lines = [
         f"made {AUTHORITY} and a certificate with its key for {', '.join(ROLES)} in {folder}, good for {SERVICE_DAYS} days",
         f"give each machine {AUTHORITY} and the two files of its own role, and --certs-dir; keep {AUTHORITY_KEY} off all of them",

@@ -32,7 +32,10 @@ def keys(arguments: Sequence[str]) -> int:
         detail = error.errors()[0]
         flag = "--" + str(detail["loc"][0]).replace("_", "-")
         raise StartupError(f"{flag}: {detail['msg'][0].lower()}{detail['msg'][1:]}") from None
-    append_api_key(given.file, key)
+    try:
+        append_api_key(given.file, key)
+    except OSError as error:
+        raise StartupError(f"cannot write {error.filename}: {(error.strerror or 'refused').lower()}") from None
     print(secret)
     notes = f"added {key.id!r} to {given.file}; the key above is shown this once. Routers take it within a second."
     print(f"roadtrain: {notes}", file=sys.stderr)
