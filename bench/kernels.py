@@ -158,6 +158,7 @@ def sample(bench: Bench) -> None:
             *(torch.full((rows,), 0.8), torch.zeros(rows, dtype=torch.int32), torch.full((rows,), 0.95)),
             *(zero, zero, zero, torch.ones(rows), wide, wide, wide),
             *(start, none, none, start, none, start, none, torch.zeros(0), start, none),
+            *(torch.full((rows,), -1, dtype=torch.int32), none),
         )
 
         def theirs(_: int, logits: torch.Tensor = logits) -> torch.Tensor:

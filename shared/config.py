@@ -66,6 +66,12 @@ class RouterConfig(_Section):
     keep_alive_s: Seconds = Field(15.0, description="Send a comment on an idle event stream this often.")
     drain_grace_s: Seconds = Field(30.0, description="On SIGTERM wait this long for open streams.")
     strict: bool = Field(False, description="Refuse fields nobody knows instead of ignoring them.")
+    tool_parser: Literal["hermes", "llama3_json", "mistral", "pythonic", "qwen3_xml", "deepseek"] | None = Field(
+        None, description="How the model spells calls of tools; unset: what its chat template shows."
+    )
+    reasoning_parser: Literal["think", "none"] | None = Field(
+        None, description="How the model marks reasoning, 'none' leaves it in the text; unset: what its chat template shows."
+    )
 
     @property
     def ports(self) -> tuple[int, int, int]:
@@ -135,7 +141,9 @@ class Settings(BaseSettings):
         protected_namespaces=(),
     )
 
-    model: str = Field(DEFAULT_MODEL, description="Model to serve: 'smollm2', a Hugging Face id, a directory or a .gguf file.")
+    model: str = Field(
+        DEFAULT_MODEL, description="Model to serve: 'smollm2', 'all-minilm', a Hugging Face id, a directory or a .gguf file."
+    )
     model_path: Path | None = Field(None, description="Where its files are; unset: found or fetched from `model`.")
     served_names: tuple[str, ...] = Field((), description="Names clients may use, the first is shown; empty: the model's own.")
     redis_url: str | None = Field(
@@ -182,6 +190,8 @@ SHORTCUTS = {
     "router.tls-key-file": "tls-key-file",
     "router.behind-proxy": "behind-proxy",
     "router.strict": "strict",
+    "router.tool-parser": "tool-parser",
+    "router.reasoning-parser": "reasoning-parser",
     "worker.compute": "compute",
     "worker.kv-dtype": "kv-dtype",
     "worker.kv-memory": "kv-memory",

@@ -20,15 +20,30 @@ struct Params {  // the fields of params.py, in their order
     const int32_t *output_start, *output_ids, *output_counts, *seen_start, *seen_ids, *bias_start, *bias_ids;
     const float* bias_values;
     const int32_t *banned_start, *banned_ids;
+    const int32_t* mask_row;
+    const uint32_t* mask;
 };
 
 bool edited(const Params& p, int64_t row) {
+    if (p.mask_row[row] >= 0) return true;
     for (const int32_t* start : {p.seen_start, p.output_start, p.bias_start, p.banned_start})
         if (start[row] < start[row + 1]) return true;
     return false;
 }
 
-void edit(float* x, const Params& p, int64_t row) {
+// Only tokens whose bit is set may come.
+void apply_mask(float* x, const uint32_t* mask, int64_t v) {
+    for (int64_t first = 0; first < v; first += 32) {
+        const uint32_t word = mask[first / 32];
+        const int64_t end = std::min<int64_t>(32, v - first);
+        if (word == 0)
+            std::fill(x + first, x + first + end, -INFINITY);
+        else if (word != 0xFFFFFFFF)
+            for (int64_t i = 0; i < end; i++) x[first + i] = word >> i & 1 ? x[first + i] : -INFINITY;
+    }
+}
+
+void edit(float* x, int64_t v, const Params& p, int64_t row) {
     float repetition = p.repetition[row], frequency = p.frequency[row], presence = p.presence[row];
     for (int32_t i = p.seen_start[row]; i < p.seen_start[row + 1]; i++) {
         float* at = x + p.seen_ids[i];
@@ -40,6 +55,7 @@ void edit(float* x, const Params& p, int64_t row) {
     }
     for (int32_t i = p.bias_start[row]; i < p.bias_start[row + 1]; i++) x[p.bias_ids[i]] += p.bias_values[i];
     for (int32_t i = p.banned_start[row]; i < p.banned_start[row + 1]; i++) x[p.banned_ids[i]] = -INFINITY;
+    if (p.mask_row[row] >= 0) apply_mask(x, p.mask + p.mask_row[row] * ((v + 31) / 32), v);
 }
 
 // Amounts, of the j-th of what lies in Scratch.
@@ -182,7 +198,7 @@ int64_t sample_row(Scratch& s, const float* x, int64_t v, const Params& p, int64
     if (!broken && edited(p, row)) {
         memcpy(s.edited.data(), x, sizeof(float) * (size_t)v);
         x = s.edited.data();
-        edit(s.edited.data(), p, row);
+        edit(s.edited.data(), v, p, row);
         highest = highest_of(s, x, v, &broken);
     }
     if (broken) return NOT_A_NUMBER;

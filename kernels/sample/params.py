@@ -39,7 +39,9 @@ class SampleParams:
     bias_ids: Tensor  # int32
     bias_values: Tensor  # float32
     banned_start: Tensor  # int32 [S + 1]
-    banned_ids: Tensor  # int32: tokens that would end a sequence short of its min_tokens
+    banned_ids: Tensor  # int32: tokens that cannot come, as those that would end a sequence short of its min_tokens
+    mask_row: Tensor  # int32 [S]: which row of `mask` says what may come; -1: everything
+    mask: Tensor  # int32 [M, ceil(V / 32)]: token i may come if bit i % 32 of word i // 32 is set
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -5,7 +5,7 @@ For each row, in this order (x is the row's float32 logits, every operation roun
  1. penalties: for seen ids x = x / repetition where x > 0, else x * repetition; then for output ids
     x = (x - frequency * count) - presence;
  2. logit_bias: x = x + bias;
- 3. min_tokens: banned ids get -inf;
+ 3. min_tokens and the like: banned ids get -inf, and so does what a mask (of a grammar, say) does not let come;
  4. if temperature is 0: the largest x, the lowest id among equals;
  5. order: larger x first, the lower id among equals. Weights: w = exp((x - max x) / temperature) in units of 2^-44, a
     whole number; sums of whole numbers are exact, so the order of adding does not matter;
@@ -93,6 +93,9 @@ def _edit(x: Tensor, params: SampleParams, row: int) -> None:
     x[output] = x[output] - params.frequency_penalty[row] * counts - params.presence_penalty[row]
     x[_entries(params.bias_start, row, params.bias_ids).long()] += _entries(params.bias_start, row, params.bias_values)
     x[_entries(params.banned_start, row, params.banned_ids).long()] = -torch.inf
+    if (mask_row := int(params.mask_row[row])) >= 0:
+        bits = params.mask[mask_row][:, None] >> torch.arange(32, dtype=torch.int32) & 1
+        x[bits.flatten()[: len(x)] == 0] = -torch.inf
 
 
 def _entries(start: Tensor, row: int, values: Tensor) -> Tensor:

@@ -4,15 +4,19 @@ Bodies and gRPC messages become the same GenerateRequest here; ranges of samplin
 which knows the model. Errors name a field as the client called it. It knows nothing of connections and answers.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.router.auth import Identity
 from services.router.chats import chat_message, check_chat, check_num_messages
 from services.router.generate import DEFAULT_BAND, GenerateRequest
+from services.router.grammars import grammar_of
 from services.router.prompts import check_text, prompts_of, unpack
 from services.router.schema import Body, ChatBody, CompletionBody, StreamOptions
+from services.router.tools import proto_tool_use, tool_use
 from shared.errors import InvalidRequest
+from shared.grammars import Grammar
 from shared.pb import router_pb2, tokenizer_pb2, types_pb2
 from shared.sampling import SamplingParams, from_proto
 
@@ -62,14 +66,24 @@ def chat_request(body: ChatBody, caller: Caller) -> GenerateRequest:
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs", code="invalid_value")
     check_num_messages(len(body.messages))
+    tools = tool_use(body.tools, body.tool_choice, parallel=body.parallel_tool_calls)
     chat = tokenizer_pb2.Chat(
         messages=[chat_message(message, index) for index, message in enumerate(body.messages)],
+        tools_json=tools.as_json() if tools else (),
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=bool(body.continue_final_message),
+        template_kwargs_json=json.dumps(body.chat_template_kwargs) if body.chat_template_kwargs else "",
+        reasoning_effort=body.reasoning_effort or "",
+        documents_json=map(json.dumps, body.documents or ()),
     )
     check_chat(chat)
+    grammar, grammar_name = grammar_of(body)
+    if tools is not None and tools.required:
+        # A call is all that comes, and its grammar depends on the model.
+        grammar, grammar_name = None, "tools"
     sampling = _sampling(
         body,
+        grammar=grammar,
         max_tokens=limits.pop() if limits else None,
         num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         num_prompt_logprobs=body.prompt_logprobs,
@@ -80,8 +94,10 @@ def chat_request(body: ChatBody, caller: Caller) -> GenerateRequest:
         "num_logprobs": "top_logprobs",
         "num_prompt_logprobs": "prompt_logprobs",
         "band": "priority",
+        "grammar": grammar_name,
     }
-    return _request(body, chat, sampling, caller, names)
+    request = _request(body, chat, sampling, caller, names)
+    return replace(request, tools=tools, hide_reasoning=body.include_reasoning is False)
 
 
 def completion_requests(body: CompletionBody, caller: Caller) -> list[GenerateRequest]:
@@ -95,8 +111,10 @@ def completion_requests(body: CompletionBody, caller: Caller) -> list[GenerateRe
         )
     # With echo the prompt's tokens are part of the answer, and so are their log-probabilities.
     prompt_logprobs = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
+    grammar, grammar_name = grammar_of(body)
     sampling = _sampling(
         body,
+        grammar=grammar,
         max_tokens=DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens,
         num_logprobs=body.logprobs,
         num_prompt_logprobs=prompt_logprobs,
@@ -109,6 +127,7 @@ def completion_requests(body: CompletionBody, caller: Caller) -> list[GenerateRe
         "num_logprobs": "logprobs",
         "num_prompt_logprobs": "prompt_logprobs" if own else "logprobs",
         "band": "priority",
+        "grammar": grammar_name,
     }
     requests = []
     for index, prompt in enumerate(prompts):
@@ -122,10 +141,13 @@ def proto_request(message: router_pb2.ChatRequest | router_pb2.CompleteRequest, 
     """The request that a gRPC message makes. Raises InvalidRequest."""
     options = message.options
     prompt: str | list[int] | tokenizer_pb2.Chat
-    field = "text"
+    field, tools, hides = "text", None, False
     if isinstance(message, router_pb2.ChatRequest):
-        field, prompt = "messages", message.chat
+        field, prompt = "messages", tokenizer_pb2.Chat()
+        prompt.CopyFrom(message.chat)
         check_chat(prompt)
+        tools, hides = proto_tool_use(message), message.HasField("include_reasoning") and not message.include_reasoning
+        prompt.tools_json[:] = tools.as_json() if tools else ()
     elif message.WhichOneof("prompt") == "token_ids":
         field, prompt = "token_ids", unpack(message.token_ids)
     else:
@@ -144,6 +166,8 @@ def proto_request(message: router_pb2.ChatRequest | router_pb2.CompleteRequest, 
         trace=caller.trace,
         names={"prompt": field},
         dialect="chat" if field == "messages" else "completion",
+        tools=tools,
+        hide_reasoning=hides,
     )
     check_request(request)
     return request
@@ -161,7 +185,7 @@ def check_request(request: GenerateRequest) -> None:
             f"Invalid 'cache_salt': at most {MAX_SALT_CHARS} printable characters.", param="cache_salt", code="invalid_value"
         )
     key = request.idempotency_key
-    if key is not None and not (1 <= len(key) <= MAX_KEY_CHARS + len("/127") and key.isprintable()):
+    if key is not None and not (1 <= len(key) <= MAX_KEY_CHARS + len("/2047") and key.isprintable()):
         raise InvalidRequest(
             f"Invalid idempotency key: 1 to {MAX_KEY_CHARS} printable characters.", param="idempotency_key", code="invalid_value"
         )
@@ -176,7 +200,14 @@ def _check_stream(body: Body) -> None:
         )
 
 
-def _sampling(body: Body, *, max_tokens: int | None, num_logprobs: int | None, num_prompt_logprobs: int | None) -> SamplingParams:
+def _sampling(
+    body: Body,
+    *,
+    grammar: Grammar | None,
+    max_tokens: int | None,
+    num_logprobs: int | None,
+    num_prompt_logprobs: int | None,
+) -> SamplingParams:
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return SamplingParams(
         **{name: value for name in _SAME_NAME if (value := getattr(body, name)) is not None},
@@ -186,6 +217,9 @@ def _sampling(body: Body, *, max_tokens: int | None, num_logprobs: int | None, n
         stop_token_ids=tuple(body.stop_token_ids or ()),
         num_logprobs=num_logprobs,
         num_prompt_logprobs=num_prompt_logprobs,
+        grammar=grammar,
+        allowed_token_ids=tuple(body.allowed_token_ids or ()),
+        bad_words=tuple(body.bad_words or ()),
     )
 
 

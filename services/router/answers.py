@@ -17,7 +17,6 @@ from services.router.needs import Starter
 from services.router.parts import CallArguments, CallBegun, Done, Part, PartReader, Said
 from services.router.sse import DONE, Answer, ChunkWriter, Dialect, EventStream
 from shared.errors import RoadtrainError, from_exception
-from shared.pb import types_pb2
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -103,10 +102,8 @@ async def collect(
         try:
             collected = await _all_or_none(
                 [
-                    _collect_parts(
-                        generation, request.sampling.n, make_logprobs(generation), part_reader(front, generation, request.reading)
-                    )
-                    if request.reading is not None
+                    _collect_parts(generation, request.sampling.n, make_logprobs(generation), part_reader(front, generation))
+                    if generation.reading is not None
                     else _collect(generation, request.sampling.n, make_logprobs(generation))
                     for generation, request in zip(generations, requests, strict=True)
                 ]
@@ -122,9 +119,9 @@ async def collect(
     return await exchange.while_listening(work())
 
 
-def part_reader(front: Front, generation: Generation, reading: types_pb2.Reading | None) -> PartReader:
-    """What turns the generation's events into parts; without a `reading` all is content."""
-    return PartReader(generation, reading, front.plane.vocabulary)
+def part_reader(front: Front, generation: Generation) -> PartReader:
+    """What turns the generation's events into parts."""
+    return PartReader(generation, front.plane.vocabulary)
 
 
 def usage_object(generations: Sequence[Generation], num_reasoning_tokens: int = 0) -> dict[str, Any]:

@@ -15,7 +15,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.router.answers import shown
 from services.router.auth import PUBLIC_PATHS
-from services.router.endpoints import batches, chat, completions, files, health, models, responses, streams
+from services.router.endpoints import (
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    health,
+    messages,
+    models,
+    responses,
+    scores,
+    streams,
+)
 from services.router.exchange import Exchange
 from services.router.front import Front, going_away
 from services.router.parse import ClientGone
@@ -32,6 +44,12 @@ Methods = Mapping[str, Handle]
 ENDPOINTS: Mapping[str, Methods] = {
     "/v1/chat/completions": {"POST": chat.chat},
     "/v1/completions": {"POST": completions.completions},
+    "/v1/embeddings": {"POST": embeddings.embeddings},
+    "/v1/score": {"POST": scores.score},
+    "/v1/rerank": {"POST": scores.rerank},
+    "/v2/rerank": {"POST": scores.rerank},
+    "/v1/messages": {"POST": messages.messages},
+    "/v1/messages/count_tokens": {"POST": messages.count_tokens},
     "/v1/streams/{rid}": {"GET": streams.take_up},
     "/v1/files": {"POST": files.create, "GET": files.list_files},
     "/v1/files/{file_id}": {"GET": files.one_file, "DELETE": files.delete},
@@ -40,6 +58,7 @@ ENDPOINTS: Mapping[str, Methods] = {
     "/v1/batches/{batch_id}": {"GET": batches.one_batch},
     "/v1/batches/{batch_id}/cancel": {"POST": batches.cancel},
     "/v1/responses": {"POST": responses.create},
+    "/v1/responses/input_tokens": {"POST": responses.count_tokens},
     "/v1/responses/{response_id}": {"GET": responses.retrieve, "DELETE": responses.delete},
     "/v1/responses/{response_id}/cancel": {"POST": responses.cancel},
     "/v1/responses/{response_id}/input_items": {"GET": responses.input_items},

@@ -24,9 +24,6 @@ def check_chat(chat: tokenizer_pb2.Chat) -> None:
             param="continue_final_message",
             code="invalid_value",
         )
-    for name, given in (("tools", chat.tools_json), ("template_kwargs_json", chat.template_kwargs_json)):
-        if given:
-            raise InvalidRequest(f"'{name}' is not supported by this server.", param=name, code="unsupported_parameter")
 
 
 def check_num_messages(num_messages: int) -> None:

@@ -35,7 +35,8 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
 class ChoiceEnd(msgspec.Struct, frozen=True, gc=False):
     """One choice ended, after its last TextDelta; `num_tokens` are its output tokens, the stop token included.
 
-    With reason "stop", at most one of `stop_string` and `stop_token_id` says what ended it.
+    With reason "stop", at most one of `stop_string` and `stop_token_id` says what ended it. `vector` is what a request for
+    one ended with, float32 little-endian.
     """
 
     choice: int
@@ -44,6 +45,7 @@ class ChoiceEnd(msgspec.Struct, frozen=True, gc=False):
     stop_string: str | None
     stop_token_id: int | None
     position: str
+    vector: bytes = b""
 
 
 Event = TextDelta | ChoiceEnd
@@ -62,6 +64,9 @@ class Owner(Protocol):
 
     def stop(self, log: ChoiceLog, num_tokens: int) -> None:
         """A stop string ended it."""
+
+    def told(self) -> None:
+        """It ended without ids to decode."""
 
     def failed(self, finish: delivery_pb2.Finish) -> None:
         """Its worker gave it up."""
@@ -145,6 +150,9 @@ class ChoiceText:
         finish = self.log.finish
         if finish is not None and finish.reason not in _REASONS:
             self._owner.failed(finish)
+        elif finish is not None and finish.vector:
+            self.drained()
+            self._owner.told()
         else:
             self._owner.push(self)
 
@@ -255,9 +263,11 @@ class ChoiceText:
         reason: EndReason = "stop"
         stop_string: str | None = None
         stop_token_id: int | None = None
+        vector = b""
         if self._stop_index is not None:
             stop_string = self._rule.stop[self._stop_index]
         elif finish is not None:
             reason = _REASONS[finish.reason]
             stop_token_id = finish.stop_token_id if finish.HasField("stop_token_id") else None
-        return ChoiceEnd(log.index, reason, len(log.token_ids), stop_string, stop_token_id, self._owner.position())
+            vector = finish.vector
+        return ChoiceEnd(log.index, reason, len(log.token_ids), stop_string, stop_token_id, self._owner.position(), vector)

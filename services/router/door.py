@@ -4,15 +4,19 @@ Errors are raised; shared/rpc.py turns them into a status with code and param in
 It knows nothing of HTTP, nor of what happens to a request.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 
 from services.router.accept import Caller, proto_request
+from services.router.door_events import event_message, part_message
 from services.router.front import Front
-from services.router.generate import ChoiceEnd, Event, Generation
+from services.router.generate import Generation
 from services.router.guard import caller
+from services.router.parts import PartReader
+from services.router.vectors import make_vectors, proto_vectors
 from shared.errors import InvalidRequest, RoadtrainError, mapped
 from shared.pb import router_pb2, router_pb2_grpc, types_pb2
 from shared.telemetry import context_from_headers
@@ -20,8 +24,6 @@ from shared.telemetry import context_from_headers
 Context = grpc.aio.ServicerContext[Any, Any]
 
 Start = Callable[[], Awaitable[Generation]]
-
-_REASONS = {"stop": types_pb2.FINISH_REASON_STOP, "length": types_pb2.FINISH_REASON_LENGTH}
 
 
 class GrpcDoor(router_pb2_grpc.RouterServicer):
@@ -41,6 +43,16 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
         """See protos/router.proto."""
         async for event in self._counted("Complete", self._starting(request, context), context):
             yield event
+
+    async def Embed(self, request: router_pb2.EmbedRequest, context: Context) -> router_pb2.EmbedReply:  # noqa: N802
+        """See protos/router.proto."""
+        front = self._front
+        with self._counting("Embed", context):
+            await self._enter()
+            wanted = proto_vectors(request, _caller(request.options, context))
+            made = await make_vectors(front.plane, wanted, front.config.default_deadline_s)
+        usage = types_pb2.Usage(num_prompt_tokens=made.num_prompt_tokens, num_cached_tokens=made.num_cached_tokens)
+        return router_pb2.EmbedReply(model=front.plane.model.names[0], vectors=made.values, usage=usage)
 
     async def Resume(  # noqa: N802
         self, request: router_pb2.ResumeRequest, context: Context
@@ -79,16 +91,26 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
         return start
 
     async def _counted(self, method: str, start: Start, context: Context) -> AsyncIterator[router_pb2.Event]:
-        """The answer's events; the call is counted by how it ended."""
-        status = grpc.StatusCode.CANCELLED
-        identity = caller()
-        self._front.num_open += 1
-        try:
-            self._front.admit()
-            if identity.is_limited:
-                await self._front.plane.limiter.enter(identity)
+        """The answer's events."""
+        with self._counting(method, context):
+            await self._enter()
             async for event in self._answer(await start()):
                 yield event
+
+    async def _enter(self) -> None:
+        """One more call that asks for work. Raises Unavailable, RateLimited."""
+        self._front.admit()
+        identity = caller()
+        if identity.is_limited:
+            await self._front.plane.limiter.enter(identity)
+
+    @contextmanager
+    def _counting(self, method: str, context: Context) -> Iterator[None]:
+        """The call is counted by how it ended, and how its caller's limits stand then is in the trailing metadata."""
+        status, identity = grpc.StatusCode.CANCELLED, caller()
+        self._front.num_open += 1
+        try:
+            yield
             status = grpc.StatusCode.OK
         except RoadtrainError as error:
             status = grpc.StatusCode[mapped(error).grpc_status]
@@ -105,6 +127,7 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
     async def _answer(self, generation: Generation) -> AsyncIterator[router_pb2.Event]:
         try:
             position = generation.position()
+            reader = None if generation.reading is None else PartReader(generation, self._front.plane.vocabulary)
             begun = not generation.waits_for_prompt
             if begun:
                 yield _begun(generation, position)
@@ -114,7 +137,7 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
                     yield _begun(generation, position)
                     begun = True
                 for event in happened:
-                    yield _event(event)
+                    yield event_message(event) if reader is None else part_message(event, reader.read(event))
                 position = happened[-1].position
             yield router_pb2.Event(position=position, usage=generation.usage)
         except BaseException:
@@ -151,15 +174,3 @@ def _begun(generation: Generation, position: str) -> router_pb2.Event:
         prompt_logprobs=generation.prompt_logprobs,
     )
     return router_pb2.Event(position=position, begun=begun)
-
-
-def _event(event: Event) -> router_pb2.Event:
-    if isinstance(event, ChoiceEnd):
-        finished = router_pb2.ChoiceFinished(choice=event.choice, reason=_REASONS[event.reason])
-        if event.stop_string is not None:
-            finished.stop_string = event.stop_string
-        elif event.stop_token_id is not None:
-            finished.stop_token_id = event.stop_token_id
-        return router_pb2.Event(position=event.position, finished=finished)
-    delta = router_pb2.Delta(choice=event.choice, text=event.text, token_ids=event.token_ids, logprobs=event.logprobs)
-    return router_pb2.Event(position=event.position, delta=delta)

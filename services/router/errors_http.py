@@ -1,4 +1,4 @@
-"""RoadtrainError as HTTP: OpenAI's error object, the status and the headers that its clients act on.
+"""RoadtrainError as HTTP: the error object of OpenAI or Anthropic, the status and the headers that clients act on.
 
 It knows nothing of what went wrong.
 """
@@ -7,17 +7,29 @@ import math
 
 import msgspec
 
+from services.router.anthropic.errors import message_error
 from shared.errors import RoadtrainError, as_object, mapped
 
 # Statuses that OpenAI's clients send again unless told otherwise.
 _RETRIED = frozenset({408, 409, 429})
 
+# Where Anthropic's clients ask.
+ANTHROPIC = "/v1/messages"
+
 Headers = list[tuple[bytes, bytes]]
 
 
-def error_body(error: RoadtrainError) -> bytes:
-    """{"error": {message, type, param, code}} as JSON."""
+def error_body(error: RoadtrainError, path: str, request_id: bytes) -> bytes:
+    """The error as JSON: {"error": {message, type, param, code}}, or as those who use `path` know it."""
+    if path.startswith(ANTHROPIC):
+        return msgspec.json.encode(message_error(error, request_id))
     return msgspec.json.encode({"error": as_object(error)})
+
+
+def error_event(error: RoadtrainError, path: str, request_id: bytes) -> bytes:
+    """The same as an event of a stream."""
+    name = b"event: error\n" if path.startswith(ANTHROPIC) else b""
+    return name + b"data: " + error_body(error, path, request_id) + b"\n\n"
 
 
 def error_headers(error: RoadtrainError) -> Headers:

@@ -7,22 +7,22 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from services.router import position as positions
 from services.router.auth import Identity
+from services.router.bad_words import spellings_of, texts_of
 from services.router.choice import ChoiceEnd, DecodeRule, EndReason, Event, TextDelta
 from services.router.generation import CancelReason, Ending, Facts, Generation, Road
 from services.router.ledger import Ledger
 from services.router.limiter import Limiter
+from services.router.reading import formats, reading_of, sampling_of
 from services.router.request import DEFAULT_BAND, GenerateRequest, Prompt
 from services.router.resume import Resumer
 from services.router.sequencer import Held, pack, unpack
-from services.router.tokenizer import Tokenizers
-from services.router.validate import ModelLimits, check_ids, check_model, resolve
+from services.router.tokenizer import Encoded, Tokenizers
+from services.router.validate import ModelLimits, check_ids, check_kind, check_model, resolve, vector_of
 from services.router.workers import Workers
 from shared import crash
 from shared.errors import InternalError, InvalidRequest, NotFound, RoadtrainError, Unavailable
@@ -33,6 +33,7 @@ from shared.queue.payload import digest, open_sealed, seal
 from shared.queue.rid import is_rid, new_rid, rid_for_key
 from shared.queue.types import NewRequest
 from shared.sampling import SamplingParams, from_proto, to_proto
+from shared.tasks import end_tasks
 
 __all__ = [
     "DEFAULT_BAND",
@@ -52,6 +53,7 @@ __all__ = [
 PUT_S = 1.8
 BLOCK_SIZE = 16
 WARM_BLOCKS = 8
+KINDS = {"generate": types_pb2.KIND_GENERATE, "embed": types_pb2.KIND_EMBED, "score": types_pb2.KIND_SCORE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,10 @@ class Prepared:
 
 
 class Generator:
-    """Starts requests of one router. `keys` sign payloads, the first one also derives rids from idempotency keys."""
+    """Starts requests of one router. `keys` sign payloads, the first one also derives rids from idempotency keys.
+
+    `parsers`: of calls and of reasoning, where the operator names them.
+    """
 
     def __init__(
         self,
@@ -83,6 +88,7 @@ class Generator:
         keys: Sequence[bytes],
         names: tuple[str, ...],
         default_deadline_s: float,
+        parsers: tuple[str | None, str | None] = (None, None),
     ):
         self._road = road
         self._ledger = ledger
@@ -95,6 +101,7 @@ class Generator:
         self._keys = keys
         self._names = names
         self._default_deadline_s = default_deadline_s
+        self._parsers = parsers
 
     async def start(self, request: GenerateRequest) -> Generation:
         """Accept one request: validate, render and encode, check lengths, put on the queue.
@@ -104,20 +111,36 @@ class Generator:
         `retry_after_s`) or RateLimited. Nothing is left behind when it raises or is cancelled. With `after` only the rest is
         given, whoever has it or makes it again.
         """
-        check_model(request, self._names)
-        limits = self._workers.limits()
-        request.sampling.validate(vocab_size=limits.vocab_size, names=request.names)
+        limits = self.check(request)
         description = await self._tokenizers.describe()
-        token_ids = await self._encode(request)
-        prepared = self._prepare(request, token_ids, limits)
+        token_ids, reading, request = await self._texts(request, description, limits.max_model_len)
+        prepared = self._prepare(request, token_ids, reading, limits)
         new = self._new_request(request, prepared)
         after = _position(request.after, prepared.rid, prepared.params.n)
-        async with self._charged(request.identity, new, prepared.deadline_s) as settles:
+        async with self._limiter.charged(request.identity, new.rid, new.num_tokens, prepared.deadline_s) as settles:
             generation = self._generation(new, prepared.payload, prepared.deadline_s, description.eos_token_ids, after)
             crash.point("router.accepted")
             await self._settle(generation, self._resumer.put(generation, new))
             settles(generation)
         return generation
+
+    def check(self, request: GenerateRequest) -> ModelLimits:
+        """What bounds the request; raises for what is wrong with it whatever its prompt holds, as `start` does."""
+        check_model(request, self._names)
+        limits = self._workers.limits()
+        check_kind(request, limits)
+        request.sampling.validate(vocab_size=limits.vocab_size, names=request.names)
+        return limits
+
+    async def encode(self, texts: Sequence[tokenizer_pb2.Text], max_tokens: int) -> list[Encoded]:
+        """Token ids of each text. Raises Unavailable, or InvalidRequest if one is sure to have more than max_tokens (0: any)."""
+        return await self._tokenizers.encode_all(tokenizer_pb2.EncodeRequest(texts=texts, max_tokens=max_tokens))
+
+    async def num_prompt_tokens(self, request: GenerateRequest) -> int:
+        """How long the request's prompt would be. Raises InvalidRequest, NotFound, Unavailable."""
+        check_model(request, self._names)
+        token_ids, _ = await self._encode(request, await self._tokenizers.describe(), 0)
+        return len(token_ids)
 
     async def resume(self, rid: str, after: str, identity: Identity) -> tuple[Generation, types_pb2.Shape]:
         """Take up a tenant's stream after the event whose id is `after`, or from the beginning; and how it was answered.
@@ -127,32 +150,16 @@ class Generator:
         """
         request = replace(await self._resumer.asked(rid, identity.tenant), weight=identity.weight)
         payload = open_sealed(request.payload, rid, self._keys)
+        if payload.kind != types_pb2.KIND_GENERATE:
+            raise InvalidRequest("This request has no stream to take up: send it again with its idempotency key.", param="rid")
         position = _position(after, rid, payload.sampling.n or 1)
         description = await self._tokenizers.describe()
         deadline_s = request.deadline_ms / 1000 if request.deadline_ms else self._default_deadline_s
-        async with self._charged(identity, request, deadline_s) as settles:
+        async with self._limiter.charged(identity, rid, request.num_tokens, deadline_s) as settles:
             generation = self._generation(request, payload, deadline_s, description.eos_token_ids, position)
             await self._settle(generation, self._resumer.attach(generation, request))
             settles(generation)
         return generation, payload.shape
-
-    @asynccontextmanager
-    async def _charged(
-        self, identity: Identity, request: NewRequest, deadline_s: float
-    ) -> AsyncIterator[Callable[[Generation], None]]:
-        """Takes the tokens it may use; given back if the block raises, else settled when the generation it is told of ends."""
-        charge = await self._limiter.charge(identity, request.rid, request.num_tokens, deadline_s)
-
-        def settles(generation: Generation) -> None:
-            if charge is not None:
-                generation.when_over(partial(self._limiter.settle, charge))
-
-        try:
-            yield settles
-        except BaseException:
-            if charge is not None:
-                self._limiter.settle(charge, 0)
-            raise
 
     def _generation(
         self,
@@ -164,10 +171,12 @@ class Generator:
     ) -> Generation:
         params = from_proto(payload.sampling)
         prompt = unpack(payload.prompt_token_ids)
-        held = Held(request.rid, 0, params.n, params.num_logprobs, after.counts if after else ())
+        sent, size = after.counts if after else (), payload.vector.dimensions
+        held = Held(request.rid, 0, params.n, params.num_logprobs, sent, size)
         rule = _decode_rule(params, prompt if payload.shape.echo else (), eos_token_ids, echo_given=after is not None)
         wants = params.num_prompt_logprobs is not None
-        facts = Facts(self._names[0], request.tenant, payload.shape.created, prompt, rule, deadline_s, wants, after)
+        reading = payload.shape.reading if payload.shape.HasField("reading") else None
+        facts = Facts(self._names[0], request.tenant, payload.shape.created, prompt, rule, deadline_s, wants, after, reading)
         return Generation(held, facts, self._road)
 
     async def _settle(self, generation: Generation, attaching: Coroutine[None, None, None]) -> None:
@@ -205,37 +214,88 @@ class Generator:
         answer = await self._queue.cancel(rid, tenant=tenant, router_id=self._router_id, attach=0, why="client")
         return answer.verdict == "ok"
 
-    async def _encode(self, request: GenerateRequest) -> list[int]:
-        prompt = request.prompt
-        if isinstance(prompt, str):
-            (token_ids,) = await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(texts=[tokenizer_pb2.Text(text=prompt)]))
-            return token_ids
-        if isinstance(prompt, tokenizer_pb2.Chat):
-            (token_ids,) = await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(chat=prompt))
-            return token_ids
-        return list(prompt)
+    async def _texts(
+        self, request: GenerateRequest, description: tokenizer_pb2.Description, max_tokens: int
+    ) -> tuple[list[int], types_pb2.Reading | None, GenerateRequest]:
+        """What only the tokenizer can say: the prompt's ids, how output is read, whether the grammar is one, bad words' ids."""
+        token_ids, reading = await self._encode(request, description, max_tokens)
+        sampling = request.sampling if reading is None else sampling_of(request.sampling, reading, request.tools)
+        request = replace(request, sampling=sampling)
+        if sampling.is_constrained:
+            checking = asyncio.create_task(self._check(request))
+            try:
+                bad_word_ids = await self._spell(sampling.bad_words)
+                await checking
+            finally:
+                await end_tasks([checking])
+            request = replace(request, sampling=replace(sampling, bad_word_ids=bad_word_ids))
+        return token_ids, reading, request
 
-    def _prepare(self, request: GenerateRequest, token_ids: list[int], limits: ModelLimits) -> Prepared:
-        check_ids(request, token_ids, limits)
+    async def _check(self, request: GenerateRequest) -> None:
+        if (asked := to_proto(request.sampling)).HasField("grammar"):
+            try:
+                await self._tokenizers.check_grammar(asked.grammar)
+            except InvalidRequest as error:
+                name = request.names.get("grammar", "grammar")
+                message = error.message.replace("'grammar'", f"'{name}'", 1)
+                raise InvalidRequest(message, param=name, code=error.code) from None
+
+    async def _spell(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        if not words:
+            return ()
+        return spellings_of(await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(texts=texts_of(words))))
+
+    async def _encode(
+        self, request: GenerateRequest, description: tokenizer_pb2.Description, max_tokens: int
+    ) -> tuple[list[int], types_pb2.Reading | None]:
+        prompt = request.prompt
+        asked = tokenizer_pb2.EncodeRequest(max_tokens=max_tokens)
+        if isinstance(prompt, str):
+            asked.texts.add(text=prompt)
+        elif isinstance(prompt, tokenizer_pb2.Chat):
+            asked.chat.CopyFrom(prompt)
+        else:
+            return list(prompt), None
+        try:
+            token_ids, is_open = await self._tokenizers.encode_prompt(asked)
+        except InvalidRequest as error:
+            if error.param == "prompt":
+                error.param = request.names.get("prompt", "prompt")
+            raise
+        if isinstance(prompt, str):
+            return token_ids, None
+        spoken = formats(description, tool_parser=self._parsers[0], reasoning_parser=self._parsers[1])
+        return token_ids, reading_of(spoken, request.tools, reasoning_open=is_open, hide_reasoning=request.hide_reasoning)
+
+    def _prepare(
+        self, request: GenerateRequest, token_ids: list[int], reading: types_pb2.Reading | None, limits: ModelLimits
+    ) -> Prepared:
         key = request.idempotency_key
         num_shards = self._queue.num_shards
         rid = new_rid(num_shards) if key is None else rid_for_key(self._keys[0], request.tenant, key, num_shards)
         # A repeated key must mean the same tokens even where its record was lost, so its seed comes from the rid.
         seed = secrets.randbits(63) if key is None else int(rid[-16:], 16) >> 1
-        params = resolve(request, len(token_ids), limits, seed)
         payload = types_pb2.Payload(
-            kind=types_pb2.KIND_GENERATE,
+            kind=KINDS[request.wanted.kind if request.wanted is not None else "generate"],
             prompt_token_ids=pack(token_ids),
-            sampling=to_proto(request.sampling),
             cache_salt=_salt(request.tenant, request.cache_salt),
             shape=types_pb2.Shape(
-                echo=request.echo, include_usage=request.include_usage, dialect=request.dialect, reading=request.reading
+                echo=request.echo, include_usage=request.include_usage, dialect=request.dialect, reading=reading
             ),
         )
-        # What was asked, before a seed is drawn that nobody gave.
-        asked = digest(payload)
-        payload.sampling.CopyFrom(to_proto(params))
+        # Lengths first: looking at the ids of a prompt that can never fit would hold up everybody else.
+        params = request.sampling
+        if request.wanted is not None:
+            payload.vector.CopyFrom(vector_of(request, len(token_ids), limits))
+            asked = digest(payload)
+        else:
+            params = resolve(request, len(token_ids), limits, seed)
+            payload.sampling.CopyFrom(to_proto(request.sampling))
+            # What was asked, before a seed is drawn that nobody gave.
+            asked = digest(payload)
+            payload.sampling.CopyFrom(to_proto(params))
         payload.shape.created = int(time.time())
+        check_ids(request, token_ids, limits)
         if request.trace is not None:
             payload.trace.CopyFrom(request.trace)
         deadline_s = request.deadline_ms / 1000 or self._default_deadline_s

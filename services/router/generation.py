@@ -58,7 +58,7 @@ class Road:
 class Facts:
     """What was settled when a request was accepted. `deadline_s` counts from then; prompt_logprobs: they are wanted.
 
-    after: how far its client has got, if it came back for the rest.
+    after: how far its client has got, if it came back for the rest. reading: see types.proto; None: all is content.
     """
 
     model: str
@@ -69,6 +69,7 @@ class Facts:
     deadline_s: float
     prompt_logprobs: bool
     after: positions.Position | None = None
+    reading: types_pb2.Reading | None = None
 
 
 class Generation:
@@ -84,6 +85,7 @@ class Generation:
         self.tenant = facts.tenant
         self.created = facts.created
         self.prompt_token_ids = facts.prompt_token_ids
+        self.reading = facts.reading
         self.waits_for_prompt = facts.prompt_logprobs
         self.skips_special = facts.rule.skip_special
         self._hidden_token_ids = facts.rule.hidden_token_ids
@@ -265,6 +267,10 @@ class Generation:
     def stop(self, log: ChoiceLog, num_tokens: int) -> None:
         """See choice.Owner."""
         self._road.sequencer.stop(log, num_tokens)
+        self.source.tell()
+
+    def told(self) -> None:
+        """See choice.Owner."""
         self.source.tell()
 
     def failed(self, finish: delivery_pb2.Finish) -> None:

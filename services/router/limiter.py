@@ -9,8 +9,11 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 from services.router.auth import Identity
 from shared.errors import RateLimited, Unavailable
@@ -27,6 +30,13 @@ KEEP_MORE_S = 60.0
 logger = logging.getLogger(__name__)
 
 Headers = list[tuple[str, str]]
+
+
+class Accepted(Protocol):
+    """A request under way."""
+
+    def when_over(self, settle: Callable[[int], None]) -> None:
+        """See Generation.when_over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +73,28 @@ class Limiter:
             except Unavailable:
                 self._last.pop(identity.key_id, None)
 
-    async def charge(self, identity: Identity, rid: str, cost: int, deadline_s: float) -> Charge | None:
-        """Takes what a request may use; None if there is nothing to settle. Raises RateLimited."""
+    @asynccontextmanager
+    async def charged(
+        self, identity: Identity, rid: str, cost: int, deadline_s: float
+    ) -> AsyncIterator[Callable[[Accepted], None]]:
+        """Takes what a request may use; given back if the block raises, else settled when what it is told of has ended.
+
+        Raises RateLimited.
+        """
+        charge = await self._charge(identity, rid, cost, deadline_s)
+
+        def settles(accepted: Accepted) -> None:
+            if charge is not None:
+                accepted.when_over(partial(self._settle_soon, charge))
+
+        try:
+            yield settles
+        except BaseException:
+            if charge is not None:
+                self._settle_soon(charge, 0)
+            raise
+
+    async def _charge(self, identity: Identity, rid: str, cost: int, deadline_s: float) -> Charge | None:
         if identity.tokens_per_minute is None:
             return None
         rates = _rates(identity)
@@ -72,8 +102,7 @@ class Limiter:
         self._refuse(standing, "tokens")
         return Charge(rates, rid) if standing.taken else None
 
-    def settle(self, charge: Charge, used: int) -> None:
-        """The request has ended, having used so many tokens; 0 for one that was not accepted."""
+    def _settle_soon(self, charge: Charge, used: int) -> None:
         task = asyncio.create_task(self._settle(charge, used), name=f"settle {charge.rid}")
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)

@@ -3,6 +3,7 @@
 It knows nothing of queues, workers or tokenizers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +11,9 @@ from services.router.auth import Identity
 from services.router.generate import GenerateRequest, Generation
 from services.router.limiter import Limiter
 from services.router.store import Store
-from shared.pb import types_pb2
+from services.router.tokenizer import Encoded
+from services.router.validate import ModelLimits
+from shared.pb import tokenizer_pb2, types_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,7 @@ class ServedModel:
     """The model behind this router. `names`: all it answers to, the shown one first.
 
     `created` is in seconds since 1970. `max_model_len` counts tokens of prompt and output together; 0: not known yet.
+    `kinds`: what it can do, of "generate", "embed", "score"; empty: not known yet.
     `fingerprint` names model files and arithmetic: equal fingerprints give equal tokens.
     """
 
@@ -25,6 +29,7 @@ class ServedModel:
     created: int
     max_model_len: int
     fingerprint: str
+    kinds: tuple[str, ...] = ("generate",)
 
 
 class Vocabulary(Protocol):
@@ -45,6 +50,18 @@ class Starter(Protocol):
 
     async def start(self, request: GenerateRequest) -> Generation:
         """See Generator.start."""
+        ...
+
+    def check(self, request: GenerateRequest) -> ModelLimits:
+        """See Generator.check."""
+        ...
+
+    async def encode(self, texts: Sequence[tokenizer_pb2.Text], max_tokens: int) -> list[Encoded]:
+        """See Generator.encode."""
+        ...
+
+    async def num_prompt_tokens(self, request: GenerateRequest) -> int:
+        """See Generator.num_prompt_tokens."""
         ...
 
     async def resume(self, rid: str, after: str, identity: Identity) -> tuple[Generation, types_pb2.Shape]:

@@ -75,11 +75,11 @@ def call_id(rid: str, choice: int, call: int, *, short: bool = False) -> str:
 
 
 class PartReader:
-    """Reads one generation. reading: what to look for besides content, if anything."""
+    """Reads one generation."""
 
-    def __init__(self, generation: Generation, reading: types_pb2.Reading | None, vocabulary: Vocabulary) -> None:
+    def __init__(self, generation: Generation, vocabulary: Vocabulary) -> None:
         self._generation = generation
-        self._reading = reading or types_pb2.Reading()
+        self._reading = generation.reading or types_pb2.Reading()
         self._vocabulary = vocabulary
         self._choices: dict[int, _Choice] = {}
 
@@ -129,7 +129,7 @@ class _Choice:
 
     def __init__(self, reading: types_pb2.Reading) -> None:
         self._think = REASONING[reading.reasoning_parser](reading) if reading.reasoning_parser in REASONING else None
-        self._tools = TOOLS[reading.tool_parser](reading) if reading.tool_parser in TOOLS else None
+        self._tools = TOOLS[reading.tool_parser].parser(reading) if reading.tool_parser in TOOLS else None
         self._num_chars = self._num_tokens = 0
         self.num_calls = 0
         self.num_reasoning_tokens = 0

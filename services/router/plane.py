@@ -97,6 +97,7 @@ class Plane:
             keys=keys,
             names=settings.names,
             default_deadline_s=router.default_deadline_s,
+            parsers=(router.tool_parser, router.reasoning_parser),
         )
         self._loaded = False
         self._server: rpc.Server | None = None
@@ -111,7 +112,8 @@ class Plane:
     @property
     def model(self) -> ServedModel:
         """What is served now."""
-        return ServedModel(self._settings.names, self._created, self.workers.max_model_len, self.workers.fingerprint)
+        workers = self.workers
+        return ServedModel(self._settings.names, self._created, workers.max_model_len, workers.fingerprint, workers.kinds)
 
     @property
     def num_protocol_errors(self) -> int:

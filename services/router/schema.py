@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from services.router.tools import MAX_TOOLS, Tool, ToolChoice
 from shared.errors import InvalidRequest
 
 Label = Annotated[str, Meta(max_length=512)]
+MAX_DOCUMENTS = 128
 Metadata = Annotated[dict[Annotated[str, Meta(max_length=64)], Label], Meta(max_length=16)]
 
 
@@ -22,6 +24,39 @@ class StreamOptions(msgspec.Struct, kw_only=True):
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+
+
+class JsonSchema(msgspec.Struct, kw_only=True):
+    """A JSON schema by name; strict: all of it must be enforced."""
+
+    name: str
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True):
+    """What the answer must be, in OpenAI's words; the last three are vLLM's, for structural tags."""
+
+    type: str
+    json_schema: JsonSchema | None = None
+    structures: list[Any] | None = None
+    triggers: list[Any] | None = None
+    format: dict[str, Any] | None = None
+
+
+class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the answer must be, in vLLM's words: one of the first six; the others say how JSON is laid out."""
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | dict[str, Any] | None = None
+    whitespace_pattern: str | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: Literal[False] | None = None
 
 
 class Body(msgspec.Struct, kw_only=True):
@@ -51,6 +86,10 @@ class Body(msgspec.Struct, kw_only=True):
     prompt_logprobs: int | None = None
     priority: int | None = None
     cache_salt: str | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
     # Accepted, checked and without effect: they concern OpenAI's billing, storage and monitoring.
     user: Label | None = None
     metadata: Metadata | None = None
@@ -107,8 +146,15 @@ class ChatBody(Body, kw_only=True):
     max_completion_tokens: int | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    # Without tools there is nothing to call in parallel; a text model has one way to be brief.
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    # vLLM's
+    include_reasoning: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: Annotated[list[dict[str, Any]], Meta(max_length=MAX_DOCUMENTS)] | None = None
+    # A text model has one way to be brief.
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
@@ -123,8 +169,6 @@ class CompletionBody(Body, kw_only=True):
 
 # Fields that ask for what is not served, and the values that ask for nothing.
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "structured_outputs": ({},),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
@@ -132,9 +176,7 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "prompt_embeds": (),
     "logits_processors": ([],),
     "truncate_prompt_tokens": (),
-    "allowed_token_ids": ([],),
     "logprob_token_ids": ([],),
-    "bad_words": ([],),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "return_prompt_text": (False,),
@@ -145,20 +187,14 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
 REFUSED: Mapping[type[Body], Mapping[str, tuple[Any, ...]]] = {
     ChatBody: {
         **_REFUSED,
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "reasoning_effort": ("none",),
-        "include_reasoning": (True,),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
         "moderation": (),
         "web_search_options": (),
         "chat_template": (),
-        "chat_template_kwargs": ({},),
-        "documents": ([],),
         "mm_processor_kwargs": ({},),
         "media_io_kwargs": ({},),
         "add_special_tokens": (False,),
@@ -176,7 +212,9 @@ def read(value: Mapping[str, Any], body_type: type[AnyBody]) -> tuple[AnyBody, l
     for name, neutral in REFUSED[body_type].items():
         given = value.get(name)
         if given is not None and not any(type(given) is type(one) and given == one for one in neutral):
-            raise InvalidRequest(f"'{name}' is not supported by this server.", param=name, code="unsupported_parameter")
+            instead = "; use 'structured_outputs'" if name.startswith("guided_") else ""
+            message = f"'{name}' is not supported by this server{instead}."
+            raise InvalidRequest(message, param=name, code="unsupported_parameter")
     body, unknown = convert(value, body_type)
     options = value.get("stream_options") or {}
     unknown += [f"stream_options.{name}" for name in options if name not in _STREAM_OPTIONS]
@@ -203,6 +241,7 @@ _WORDS = {
     "null": "null",
 }
 _MISSING = re.compile(r"Object missing required field `(?P<name>\w+)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>[^`]{1,64})`")
 _EXPECTED = re.compile(r"Expected `(?P<wanted>[^`]+)`, got `(?P<got>[^`]+)`")
 _LENGTH = re.compile(r"Expected `(?P<kind>\w+)` of length <= (?P<most>\d+)")
 
@@ -214,6 +253,9 @@ def _explain(message: str) -> InvalidRequest:
     if found := _MISSING.match(what):
         name = f"{param}.{found['name']}" if param else found["name"]
         return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+    if found := _UNKNOWN.match(what):
+        name = f"{param}.{found['name']}"
+        return InvalidRequest(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
     if found := _EXPECTED.match(what):
         wanted = " or ".join(_WORDS.get(word, word) for word in found["wanted"].split(" | "))
         got = _WORDS.get(found["got"], found["got"])

@@ -6,6 +6,7 @@ Replicas are alike: a call that one does not answer, or not soon, goes to the ne
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
 
@@ -15,13 +16,15 @@ from services.router.sequencer import unpack
 from shared import rpc
 from shared.errors import InternalError, InvalidRequest, RoadtrainError, TooLarge, Unavailable
 from shared.mtls import Peer
-from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc
+from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
 
 # A call on a small input is answered in milliseconds; a large one gets time by its size.
 TRY_S = 2.0
 TRY_S_PER_MB = 2.0
 # After so long (and as much again as its size allows) a call is made to another replica, too: one may be frozen.
 HEDGE_S = 0.25
+# Of a grammar: its process is killed after 2 s, and may have to be started before.
+CHECK_S = 6.0
 ANOTHER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,14 @@ class TokenBytes:
         if not 0 <= token_id < len(self._offsets) - 1:
             return b""
         return self._data[self._offsets[token_id] : self._offsets[token_id + 1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One input as token ids; num_first: those of the first text of a pair, 0 where there is one text."""
+
+    token_ids: list[int]
+    num_first: int
 
 
 class Replica:
@@ -112,12 +123,34 @@ class Tokenizers:
         return self._description
 
     async def encode(self, request: tokenizer_pb2.EncodeRequest) -> list[list[int]]:
-        """Token ids of each text, the chat's last. Raises InvalidRequest if a chat cannot be rendered, or Unavailable."""
+        """Token ids of each text. Raises Unavailable."""
+        return [each.token_ids for each in await self.encode_all(request)]
+
+    async def encode_all(self, request: tokenizer_pb2.EncodeRequest) -> list[Encoded]:
+        """The same, and how many are of the first text of a pair. Raises InvalidRequest for what is sure to be too long."""
+        reply = await self._encode(request)
+        num_first = reply.num_first or [0] * len(reply.token_ids)
+        return [Encoded(unpack(packed), number) for packed, number in zip(reply.token_ids, num_first, strict=True)]
+
+    async def encode_prompt(self, request: tokenizer_pb2.EncodeRequest) -> tuple[list[int], bool]:
+        """Ids of its one text or chat, and whether they end within reasoning.
+
+        Raises InvalidRequest if a chat cannot be rendered, or the prompt is sure to be longer than asked for; or Unavailable.
+        """
+        reply = await self._encode(request)
+        return unpack(reply.token_ids[0]), reply.reasoning_open
+
+    async def _encode(self, request: tokenizer_pb2.EncodeRequest) -> tokenizer_pb2.EncodeReply:
         for_size_s = TRY_S_PER_MB * request.ByteSize() / 1e6
-        reply = await self._any(
+        return await self._any(
             lambda replica: replica.stub.Encode(request, timeout=TRY_S + for_size_s), hedge_s=HEDGE_S + for_size_s
         )
-        return [unpack(packed) for packed in reply.token_ids]
+
+    async def check_grammar(self, grammar: types_pb2.Grammar) -> None:
+        """Raises InvalidRequest, code and all, for a grammar that cannot be followed, or Unavailable."""
+        request = tokenizer_pb2.CheckGrammarRequest(grammar=grammar)
+        # A slow one is not asked of another replica, too: it is as slow there.
+        await self._any(lambda replica: replica.stub.CheckGrammar(request, timeout=CHECK_S), hedge_s=CHECK_S / 2)
 
     async def load_vocabulary(self) -> None:
         """Fetches every token's bytes, once. Raises Unavailable if no replica answers."""

@@ -13,12 +13,14 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from services.tokenizer.formats import knows_tools, template_of
+from services.tokenizer.template_variables import further_variables
+from services.tokenizer.tool_text import in_words
 from services.tokenizer.vocab import Vocabulary, pattern_of
 from shared.errors import InvalidRequest
 from shared.pb import tokenizer_pb2
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize")
 _STAND_INS = range(0xF0000, 0xFFFFD)  # private use, plane 15
 
 Render = Callable[[str, Mapping[str, Any]], str]
@@ -33,18 +35,21 @@ class ChatEncoder:
         self._templates = vocabulary.source.templates
         self._specials = pattern_of(vocabulary.secret)
 
-    def encode(self, chat: tokenizer_pb2.Chat) -> "array[int]":
-        """Token ids of the rendered chat. Raises InvalidRequest for what the template, or this model, cannot take."""
-        return self._vocabulary.encode(self.text(chat), add_special_tokens=False)
+    def encode(self, chat: tokenizer_pb2.Chat) -> tuple["array[int]", bool]:
+        """Token ids of the rendered chat, and whether it ends within reasoning that its template has opened.
+
+        Raises InvalidRequest for what the template, or this model, cannot take.
+        """
+        text = self.text(chat)
+        opened = text.rstrip().endswith(self._vocabulary.secret.get("<think>", "<think>"))
+        return self._vocabulary.encode(text, add_special_tokens=False), opened
 
     def text(self, chat: tokenizer_pb2.Chat) -> str:
         """The rendered chat, the template's special tokens in their secret spelling."""
         if not self._templates:
             raise InvalidRequest("This model has no chat template; use completions instead.", param="messages")
-        template = "tool_use" if chat.tools_json and "tool_use" in self._templates else "default"
-        if template not in self._templates:
-            template = next(iter(self._templates))
-        written = _written_by_user(chat, developer="developer" in self._templates[template])
+        template = template_of(self._templates, with_tools=bool(chat.tools_json))
+        written = _written_by_user(chat, self._templates[template])
         stand_ins = StandIns(self._specials, written)
         variables = stand_ins.put_in(written)
         variables["add_generation_prompt"] = _adds_prompt(chat)
@@ -112,20 +117,18 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _written_by_user(chat: tokenizer_pb2.Chat, *, developer: bool) -> dict[str, Any]:
-    """The template's variables that hold what the request said; `developer`: whether the template knows that role."""
+def _written_by_user(chat: tokenizer_pb2.Chat, template: str) -> dict[str, Any]:
+    """The template's variables that hold what the request said."""
     if not chat.messages:
         raise InvalidRequest("There must be at least one message.", param="messages", code="empty_array")
     messages = [_message(index, message) for index, message in enumerate(chat.messages)]
-    if not developer:
+    if "developer" not in template:
         for message in messages:
             message["role"] = "system" if message["role"] == "developer" else message["role"]
     tools = [_json_object(tool, f"tools[{index}]") for index, tool in enumerate(chat.tools_json)]
-    further = _json_object(chat.template_kwargs_json, "chat_template_kwargs") if chat.template_kwargs_json else {}
-    for name in further:
-        if name in _RESERVED or not name.isidentifier():
-            raise InvalidRequest(f"'{name}' cannot be set here.", param="chat_template_kwargs")
-    return {**further, "messages": messages, "tools": tools or None}
+    if not knows_tools(template):
+        messages, tools = in_words(messages, tools), []
+    return {**further_variables(chat, template), "messages": messages, "tools": tools or None}
 
 
 def _message(index: int, message: tokenizer_pb2.ChatMessage) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any
 from services.tokenizer import vocab
 from services.tokenizer.chat import ChatEncoder
 from services.tokenizer.detokenize import Detokenizer
+from services.tokenizer.formats import call_format, reasoning_format
+from services.tokenizer.grammar_pool import GrammarPool
 from services.tokenizer.render_pool import RenderPool
 from services.tokenizer.vocab import Vocabulary
 from shared import rpc
@@ -18,6 +20,7 @@ from shared.config import Settings
 from shared.errors import StartupError
 from shared.mtls import read_papers
 from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc
+from shared.sampling import grammar_of
 
 # Below these an input costs less than half a millisecond, less than a thread's hand-over may.
 INLINE_CHARS = 1000
@@ -27,10 +30,11 @@ INLINE_TOKENS = 1000
 class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
     """Answers for one vocabulary."""
 
-    def __init__(self, vocabulary: Vocabulary, chats: ChatEncoder, threads: ThreadPoolExecutor):
+    def __init__(self, vocabulary: Vocabulary, chats: ChatEncoder, threads: ThreadPoolExecutor, grammars: "Grammars"):
         self._vocabulary = vocabulary
         self._chats = chats
         self._threads = threads
+        self._grammars = grammars
 
     async def Describe(self, request: tokenizer_pb2.DescribeRequest, context: Any) -> tokenizer_pb2.Description:  # noqa: N802
         """What model this is."""
@@ -41,24 +45,41 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
             eos_token_ids=source.eos_token_ids,
             has_chat_template=bool(source.templates),
             digest=self._vocabulary.digest,
+            tool_parser=call_format(source.templates),
+            reasoning_parser=reasoning_format(source.templates),
         )
 
     async def Encode(self, request: tokenizer_pb2.EncodeRequest, context: Any) -> tokenizer_pb2.EncodeReply:  # noqa: N802
         """Texts and chats to token ids."""
-        short = sum(len(text.text) for text in request.texts) <= INLINE_CHARS
+        short = sum(len(text.text) + len(text.pair) for text in request.texts) <= INLINE_CHARS
         if short and not request.HasField("chat"):
             return self._encode(request)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, request)
 
     def _encode(self, request: tokenizer_pb2.EncodeRequest) -> tokenizer_pb2.EncodeReply:
+        for text in request.texts:
+            self._vocabulary.check_length(text.text, request.max_tokens)
         inputs = [self._encode_text(text) for text in request.texts]
+        is_open = False
         if request.HasField("chat"):
-            inputs.append(self._chats.encode(request.chat))
-        return tokenizer_pb2.EncodeReply(token_ids=[ids.tobytes() for ids in inputs])
+            # A template leaves out what an assistant said, sometimes, but never what it was asked.
+            asked = (message.content.strip() for message in request.chat.messages if message.role != "assistant")
+            self._vocabulary.check_length("\n".join(asked), request.max_tokens)
+            ids, is_open = self._chats.encode(request.chat)
+            inputs.append((ids, 0))
+        num_first = [number for _, number in inputs]
+        return tokenizer_pb2.EncodeReply(
+            token_ids=[ids.tobytes() for ids, _ in inputs],
+            num_first=num_first if any(num_first) else (),
+            reasoning_open=is_open,
+        )
 
-    def _encode_text(self, text: tokenizer_pb2.Text) -> "array[int]":
-        add_special_tokens = text.add_special_tokens if text.HasField("add_special_tokens") else True
-        return self._vocabulary.encode(text.text, add_special_tokens=add_special_tokens)
+    def _encode_text(self, text: tokenizer_pb2.Text) -> "tuple[array[int], int]":
+        special = text.add_special_tokens if text.HasField("add_special_tokens") else True
+        if not text.HasField("pair") and not text.max_tokens:
+            return self._vocabulary.encode(text.text, add_special_tokens=special), 0
+        pair = text.pair if text.HasField("pair") else None
+        return self._vocabulary.encode_pair(text.text, pair, add_special_tokens=special, max_tokens=text.max_tokens)
 
     async def Decode(  # noqa: N802
         self, requests: AsyncIterator[tokenizer_pb2.DecodeRequest], context: Any
@@ -82,6 +103,33 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
             special_token_ids=sorted(self._vocabulary.special_ids),
         )
 
+    async def CheckGrammar(  # noqa: N802
+        self, request: tokenizer_pb2.CheckGrammarRequest, context: Any
+    ) -> tokenizer_pb2.CheckGrammarReply:
+        """Whether a grammar can be followed."""
+        grammar = grammar_of(request.grammar)
+        grammar.validate()
+        await asyncio.get_running_loop().run_in_executor(self._grammars.threads, self._grammars.pool.check, grammar)
+        return tokenizer_pb2.CheckGrammarReply()
+
+
+@dataclass(frozen=True, slots=True)
+class Grammars:
+    """The processes that judge grammars, and as many threads of their own that wait for them."""
+
+    pool: GrammarPool
+    threads: ThreadPoolExecutor
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, num_processes: int) -> "Grammars":
+        """For one vocabulary."""
+        return cls(GrammarPool(vocabulary, num_processes), ThreadPoolExecutor(num_processes, thread_name_prefix="grammar"))
+
+    def close(self) -> None:
+        """Ends threads and processes."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.pool.close()
+
 
 @dataclass(slots=True)
 class TokenizerServer:
@@ -91,12 +139,14 @@ class TokenizerServer:
     _server: rpc.Server
     _pool: RenderPool
     _threads: ThreadPoolExecutor
+    _grammars: Grammars
 
     async def stop(self, grace_s: float) -> None:
         """Takes no new calls, gives open ones `grace_s`, then ends threads and processes."""
         await self._server.set_ready(False)
         await self._server.stop(grace_s)
         self._pool.close()
+        self._grammars.close()
         self._threads.shutdown(cancel_futures=True)
 
 
@@ -109,7 +159,8 @@ async def serve(settings: Settings) -> TokenizerServer:
     vocabulary = vocab.load(Path(settings.model_path))
     pool = RenderPool(vocabulary.source.path, vocabulary.source.templates, num_threads)
     threads = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
-    servicer = TokenizerServicer(vocabulary, ChatEncoder(vocabulary, pool.render), threads)
+    grammars = Grammars.of(vocabulary, num_threads)
+    servicer = TokenizerServicer(vocabulary, ChatEncoder(vocabulary, pool.render), threads, grammars)
     registration = (tokenizer_pb2_grpc.add_TokenizerServicer_to_server, servicer)
     try:
         server = await rpc.serve(settings.tokenizer.address, [registration], setting="--tokenizer.address", guard=papers)
@@ -117,4 +168,4 @@ async def serve(settings: Settings) -> TokenizerServer:
         pool.close()
         threads.shutdown()
         raise
-    return TokenizerServer(server.address, server, pool, threads)
+    return TokenizerServer(server.address, server, pool, threads, grammars)

@@ -18,6 +18,7 @@ from services.worker.delivery import Delivery
 from services.worker.engine.engine import Delta, Engine
 from services.worker.engine.step import RunnerLimits
 from services.worker.outbound import Outbound, accepted_ids
+from services.worker.readying import Readying
 from shared import crash
 from shared.errors import Unavailable
 from shared.mtls import Peer
@@ -85,6 +86,7 @@ class Consumer:
     def start(self, engine: Engine) -> None:
         """Begins to claim for `engine`, whose callbacks are this object's."""
         self._engine = engine
+        self._readying = Readying(engine, lambda outbound: self._of(outbound) is not None, self._delivery.touch)
         self._claiming = Claiming(self._queue, self._owner, self, engine, self._limits.block_size)
         self._spawn(self._claiming.listen())
         self._spawn(self._claiming.run())
@@ -102,6 +104,7 @@ class Consumer:
     async def close(self) -> None:
         """Ends tasks and connections; the engine must have stopped."""
         await end_tasks(list(self._tasks))
+        self._readying.close()
         await self._delivery.close()
 
     # Called on the engine thread.
@@ -139,7 +142,7 @@ class Consumer:
         outbound = assignment.outbound
         logger.info("claimed", extra={"rid": claim.rid, "epoch": claim.epoch, "num_prompt_tokens": len(outbound.work.prompt)})
         if outbound.failure is None:
-            self._engine.submit(outbound.work)
+            self._readying.submit(outbound)
         self._delivery.attach(outbound)
 
     async def refuse(self, claim: Claim) -> None:
@@ -190,7 +193,7 @@ class Consumer:
         if outbound.failure is not None:
             outbound.fail(outbound.failure)
         elif differs:
-            self._engine.submit(outbound.restart())
+            self._readying.restart(outbound)
         if outbound.paused:
             self.paused(outbound, False)
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 from services.launcher.supervise import EXIT_CONFIG
 from tests.chaos.cluster import Cluster
 
-INDEXES = ("leases", "waiting", "solo", "parked", "deadlines", "affine")
+INDEXES = ("leases", "waiting", "solo", "parked", "deadlines", "affine", "errand-batch", "errand-response")
 # Connections to Redis that are kept for the next command, up to 16 for each process, and its end of them all.
 SPARE_FILES = {"redis": 120, "worker": 40, "router": 40, "tokenizer": 40}
 SPARE_TASKS = 24

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,12 +81,12 @@ def longest_silence(gaps: Sequence[tuple[float, float, int]], struck: Struck) ->
 
 
 @asynccontextmanager
-async def trial(seed: int, width: int, plan: Plan | None = None) -> AsyncIterator[Trial]:
-    """A cluster under load."""
+async def trial(seed: int, width: int, plan: Plan | None = None, spared: Collection[str] = ()) -> AsyncIterator[Trial]:
+    """A cluster under load. spared: kinds of faults that are not to be."""
     async with cluster(plan) as running:
         held = await rest.holdings(running)
         spec, verdict = spec_of(running.plan), Verdict()
-        judge = Judge(spec, await _vocabulary(running))
+        judge = Judge(spec, await vocabulary(running))
 
         async def ended(seen: Seen) -> None:
             record = await coroner.record_of(running, seen.attempts[-1].rid) if seen.quarantined and seen.attempts else {}
@@ -95,6 +95,7 @@ async def trial(seed: int, width: int, plan: Plan | None = None) -> AsyncIterato
         clients = Clients(running, seed)
         load = Load(clients, spec, seed, width, ended)
         faults = {**FAULTS, **RESOURCE_FAULTS, "herd": load.herd, "cancel_storm": load.cancel_storm}
+        faults = {kind: fault for kind, fault in faults.items() if kind not in spared}
         try:
             yield Trial(seed, running, clients, load, Nemesis(running, seed, faults), held, verdict=verdict)
         finally:
@@ -109,7 +110,8 @@ async def _end(load: Load) -> None:
     await asyncio.gather(*load.slots, return_exceptions=True)
 
 
-async def _vocabulary(running: Cluster) -> Vocabulary:
+async def vocabulary(running: Cluster) -> Vocabulary:
+    """The tokenizer's table."""
     async with connect(f"unix:{running.folder}/tokenizer-0.sock") as channel:
         stub = tokenizer_pb2_grpc.TokenizerStub(channel)
         reply = await stub.Vocabulary(tokenizer_pb2.VocabularyRequest(), timeout=20)

@@ -16,7 +16,21 @@ def _flat(lists: Lists) -> tuple[Tensor, Tensor, Tensor]:
     return start, torch.tensor([i for i, _ in pairs]).int(), torch.tensor([v for _, v in pairs]).float()
 
 
-def make_params(rows: int, *, output: Lists, seen: Lists, bias: Lists, banned: Lists, **values: Any) -> SampleParams:
+NO_MASK = torch.zeros(0, 0, dtype=torch.int32)
+
+
+def mask_of(allowed: list[set[int]], vocab: int) -> Tensor:
+    """A row of bits for each set of token ids."""
+    bits = torch.zeros(len(allowed), -(-vocab // 32) * 32, dtype=torch.int64)
+    for row, ids in enumerate(allowed):
+        bits[row, sorted(ids)] = 1
+    words = (bits.view(len(allowed), -1, 32) << torch.arange(32)).sum(-1)
+    return torch.where(words >= 2**31, words - 2**32, words).int()
+
+
+def make_params(
+    rows: int, *, output: Lists, seen: Lists, bias: Lists, banned: Lists, mask: Tensor = NO_MASK, **values: Any
+) -> SampleParams:
     """Parameters of `rows` rows; a value may be one number for all rows or a list."""
 
     def column(name: str, default: float, dtype: torch.dtype) -> Tensor:
@@ -44,6 +58,8 @@ def make_params(rows: int, *, output: Lists, seen: Lists, bias: Lists, banned: L
         bias_values=bias_values.float(),
         banned_start=banned_start,
         banned_ids=banned_ids,
+        mask_row=column("mask_row", -1, torch.int32),
+        mask=mask,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from kernels import Ops
 from kernels.sample import reference
 from kernels.sample.params import NO_TOKEN_LEFT, NOT_A_NUMBER
-from tests.kernels.sample_params import Lists, make_params, plain
+from tests.kernels.sample_params import Lists, make_params, mask_of, plain
 
 
 def draws(run: Any, logits: list[float], count: int = 60, **values: Any) -> set[int]:
@@ -65,6 +65,21 @@ def test_penalties_bias_and_bans_come_in_order(run: Any) -> None:
     assert greedy(output=[[(0, 9)]], presence_penalty=1.5) == 2
     assert greedy(seen=[[(1, 0)]], repetition_penalty=10.0, bias=[[(1, 15.0)]]) == 1
     assert greedy(banned=[[(0, 0)]], bias=[[(0, 100.0)]]) == 2
+
+
+def test_a_mask_says_what_may_come(run: Any) -> None:
+    vocab = 71
+    mask = mask_of([{3, 31, 32, 70}, {5}, set(), set(range(vocab))], vocab)
+    logits = torch.zeros(5, vocab)
+    logits[:, 40] = 9.0
+    none: dict[str, Lists] = {name: [[]] * 5 for name in ("output", "seen", "bias")}
+    params = make_params(5, **none, banned=[[(3, 0)], [], [], [], []], mask=mask, mask_row=[0, 1, 2, 3, -1], temperature=0.0)
+    assert run(logits, params).tolist() == [31, 5, NO_TOKEN_LEFT, 40, 40]
+    few = {"mask": mask, "mask_row": 0, "seed": 7}
+    assert draws(run, [1.0] * vocab, 200, **few) == {3, 31, 32, 70}
+    assert draws(run, [1.0] * vocab, 200, **few, top_k=2) == {3, 31}
+    logits[0, 4] = torch.nan  # a masked token, too, must be a number
+    assert run(logits, params).tolist()[0] == NOT_A_NUMBER
 
 
 def test_broken_rows_are_named_and_leave_the_others_alone(run: Any) -> None:
@@ -147,6 +162,8 @@ def test_cpu_equals_the_reference_token_for_token(ops: Ops, vocab: int, rounding
         seed=torch.randint(-(2**63), 2**63 - 1, (rows,)).tolist(),
         position=torch.randint(0, 2**31, (rows,)).tolist(),
         choice=torch.randint(0, 128, (rows,)).tolist(),
+        mask=torch.randint(-(2**31), 2**31, (3, -(-vocab // 32))).int() & torch.tensor([[-1], [-1], [0x1000]]).int(),
+        mask_row=[-1, 0, 2, 1, -1, -1] * 10,
     )
     assert torch.equal(ops.sample(logits, params), reference.sample(logits, params))
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import InvalidRequest
+from shared.grammars import KINDS, Grammar
 from shared.sampling import SamplingParams, from_proto, to_proto
 
 pytestmark = pytest.mark.optimized
@@ -34,7 +35,11 @@ params = st.builds(
     num_prompt_logprobs=st.none() | st.integers(0, 20),
     include_stop_str_in_output=st.booleans(),
     skip_special_tokens=st.booleans(),
-)
+    grammar=st.none() | st.builds(Grammar, st.sampled_from(KINDS), st.just("{}")),
+    allowed_token_ids=st.lists(st.integers(0, VOCAB - 1), max_size=4).map(tuple),
+    bad_words=st.lists(st.text("ab", min_size=1, max_size=5), max_size=4).map(tuple),
+    bad_word_ids=st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=3).map(tuple), max_size=4).map(tuple),
+).filter(lambda made: not (made.grammar and made.ignore_eos))
 
 
 @given(params)

@@ -13,10 +13,10 @@ from tokenizers import Tokenizer
 
 from services.launcher.pull import find_or_fetch
 from services.tokenizer import vocab
-from services.tokenizer.gguf_source import SPLITS
 from services.tokenizer.vocab import Vocabulary
 from shared.errors import StartupError
 from shared.gguf import read_gguf
+from shared.vocabulary.gguf_source import SPLITS
 from tests.tokenizer.trained import CORPUS, KINDS, SPECIALS, byte_level, write_hf, write_vocab_gguf
 
 TEXTS = [
@@ -239,7 +239,7 @@ def test_a_broken_directory_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}, "decoder 'WordPiece' is not supported"),
+        ({"decoder": {"type": "CTC", "pad_token": "<pad>"}}, "decoder 'CTC' is not supported"),
         ({"decoder": None}, "has no decoder"),
     ],
 )

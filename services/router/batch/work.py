@@ -113,8 +113,7 @@ class BatchWork:
         return Outcome(line.number, status == 200, output_row(self._batch, line, response, None))
 
     def _keep(self, outcome: Outcome, part: BinaryIO) -> None:
-        part.write(msgspec.json.encode(outcome) + b"\n")
-        part.flush()
+        append_part(part, outcome)
         self._outcomes[outcome.number] = outcome.good
 
     async def _report(self) -> Status:
@@ -159,8 +158,14 @@ def expired(batch: Batch, line: Line) -> Outcome:
     return Outcome(line.number, False, output_row(batch, line, None, error))
 
 
+def append_part(part: BinaryIO, outcome: Outcome) -> None:
+    """Keeps an outcome, on a line of its own even if whoever wrote before died, or met a full disk, in the middle of one."""
+    part.write(b"\n" + msgspec.json.encode(outcome) + b"\n")
+    part.flush()
+
+
 def read_part(path: Path) -> list[Outcome]:
-    """What was kept; a last line that a crash cut short does not count."""
+    """What was kept; a line that a crash cut short does not count."""
     outcomes = []
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         for row in file:

@@ -22,7 +22,6 @@ from services.router.needs import Vocabulary
 from services.router.part_chunks import PartWriter
 from services.router.schema import ChatBody, read
 from services.router.sse import CHAT, Answer, ChunkWriter
-from shared.pb import types_pb2
 
 
 async def chat(exchange: Exchange, front: Front) -> None:
@@ -45,20 +44,20 @@ async def chat(exchange: Exchange, front: Front) -> None:
 
     async def start() -> Opened:
         generations = await start_all(front.plane.generator, [request])
-        writer = chat_writer(front, generations[0], request.reading, include_usage=include_usage)
+        writer = chat_writer(front, generations[0], include_usage=include_usage)
         return Opened(generations, [writer], include_usage)
 
     await stream(exchange, front, start)
 
 
-def chat_writer(front: Front, generation: Generation, reading: types_pb2.Reading | None, *, include_usage: bool) -> ChunkWriter:
+def chat_writer(front: Front, generation: Generation, *, include_usage: bool) -> ChunkWriter:
     """Renders a chat's stream, also one that was begun elsewhere."""
     answer = describe(CHAT, generation, front.plane.model.fingerprint)
     logprobs = delta_logprobs(front.plane.vocabulary) if generation.has_logprobs else None
     begun = generation.resumed
-    if reading is None:
+    if generation.reading is None:
         return ChunkWriter(answer, include_usage=include_usage, logprobs=logprobs, begun=begun)
-    reader = part_reader(front, generation, reading)
+    reader = part_reader(front, generation)
     return PartWriter(answer, reader, include_usage=include_usage, logprobs=logprobs, begun=begun)
 
 

@@ -44,8 +44,7 @@ def _after(exchange: Exchange) -> str:
 
 def _writer(front: Front, generation: Generation, shape: types_pb2.Shape) -> ChunkWriter:
     if shape.dialect == "chat":
-        reading = shape.reading if shape.HasField("reading") else None
-        return chat_writer(front, generation, reading, include_usage=shape.include_usage)
+        return chat_writer(front, generation, include_usage=shape.include_usage)
     logprobs = delta_logprobs(front.plane.vocabulary, generation, echo=shape.echo) if generation.has_logprobs else None
     answer = describe(COMPLETION, generation, front.plane.model.fingerprint)
     return ChunkWriter(answer, include_usage=shape.include_usage, logprobs=logprobs, begun=generation.resumed)

@@ -14,7 +14,6 @@ from services.router.parts import PartReader
 from services.router.responses.kept import Kept, Responses
 from services.router.responses.output import ResponseWriter
 from shared.errors import NotFound, RoadtrainError, Unavailable, from_exception
-from shared.pb import types_pb2
 
 KIND = "response"
 MAX_RESPONSES = 1000
@@ -45,25 +44,25 @@ class Background:
             return None
         return self._take_up(tenant, kept)
 
-    async def begin(self, tenant: str, kept: Kept, generation: Generation, reading: types_pb2.Reading | None) -> None:
+    async def begin(self, tenant: str, kept: Kept, generation: Generation) -> None:
         """Goes on with a generation that was just started. Raises Unavailable."""
         await self._front.errands[KIND].begin(
-            kept.response["id"], msgspec.json.encode(Pending(tenant)), self._drive(tenant, kept, generation, reading)
+            kept.response["id"], msgspec.json.encode(Pending(tenant)), self._drive(tenant, kept, generation)
         )
 
     async def _take_up(self, tenant: str, kept: Kept) -> None:
         try:
             # Without limits: it was charged when it began.
-            generation, shape = await self._front.plane.generator.resume(kept.rid, "", Identity(tenant))
+            generation, _ = await self._front.plane.generator.resume(kept.rid, "", Identity(tenant))
         except Unavailable:
             raise
         except RoadtrainError as error:
             await self._end(tenant, kept, kept.response | _failed(error))
             return
-        await self._drive(tenant, kept, generation, shape.reading)
+        await self._drive(tenant, kept, generation)
 
-    async def _drive(self, tenant: str, kept: Kept, generation: Generation, reading: types_pb2.Reading | None) -> None:
-        writer = writer_of(self._front, kept.response, generation, reading)
+    async def _drive(self, tenant: str, kept: Kept, generation: Generation) -> None:
+        writer = writer_of(self._front, kept.response, generation)
         try:
             async for happened in generation.events():
                 writer.render(happened)
@@ -78,12 +77,10 @@ class Background:
         await self._front.errands[KIND].done(kept.response["id"])
 
 
-def writer_of(
-    front: Front, head: dict[str, object], generation: Generation, reading: types_pb2.Reading | None, *, after: int = -1
-) -> ResponseWriter:
+def writer_of(front: Front, head: dict[str, object], generation: Generation, *, after: int = -1) -> ResponseWriter:
     """Tells the response that begins with `head`, of all tokens from the first."""
     vocabulary = front.plane.vocabulary
-    reader = PartReader(generation, reading, vocabulary)
+    reader = PartReader(generation, vocabulary)
     writer = ResponseWriter(head | {"status": "in_progress"}, generation, reader, vocabulary, after=after)
     if generation.has_logprobs:
         writer.entries = lambda event: [] if event.logprobs is None else chat_content(vocabulary, event.logprobs)

@@ -16,6 +16,7 @@ from functools import partial
 from services.worker.engine.scheduler import Drafter, Scheduler
 from services.worker.engine.sequence import Delta, Finish, Key, Work
 from services.worker.engine.step import Runner
+from shared.sampling import SamplingParams
 
 __all__ = ["Delta", "Engine", "EngineLimits", "EngineStats", "Finish", "Key", "Work"]
 
@@ -113,6 +114,10 @@ class Engine:
             self._wake.notify()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def prepare(self, params: SamplingParams) -> object:
+        """What Work with params that constrain its tokens needs as its guide; see Runner.prepare. Waits for no step."""
+        return self._runner.prepare(params)
 
     def submit(self, work: Work) -> None:
         """Runs `work`; one still there under the same key is cancelled first.

@@ -6,6 +6,7 @@ it, too. It knows nothing of models, formats or variants, which the fingerprint 
 """
 
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,13 +17,17 @@ from services import worker
 
 # Scheduling, delivery and the rest of a worker change when a token comes, not which one.
 ROOMS = ("backends", "layers", "models", "runtime", "weights")
+# What a grammar lets come depends on these, too.
+SHARED = ("grammars.py", "vocabulary/*.py")
 SUFFIXES = (".py", ".cpp", ".h")
 
 
 @cache
 def release() -> str:
-    """Twelve hex digits for the sources here and the version of torch."""
+    """Twelve hex digits for the sources here and the versions of torch and llguidance."""
     package, kernel_room = Path(worker.__file__).parent, Path(kernels.__file__).parent
     folders = (kernel_room, *(package / room for room in ROOMS))
-    sources = (path for folder in folders for path in folder.rglob("*") if path.suffix in SUFFIXES)
-    return digest(kernel_room.parent, sources, torch.__version__.partition("+")[0].encode())[:12]
+    sources = [path for folder in folders for path in folder.rglob("*") if path.suffix in SUFFIXES]
+    sources += [path for pattern in SHARED for path in (kernel_room.parent / "shared").glob(pattern)]
+    libraries = (torch.__version__.partition("+")[0], version("llguidance"))
+    return digest(kernel_room.parent, sources, *(library.encode() for library in libraries))[:12]

@@ -6,7 +6,7 @@ It knows nothing of requests, of time or of why a step was put together.
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -14,12 +14,15 @@ from kernels.step_ops import KVCache
 from services.worker.engine.step import BLOCK_SIZE, Row, RunnerLimits, Start, Step, StepResult
 from services.worker.models import Model
 from services.worker.runtime.forward import Forward, forwarding
+from services.worker.runtime.grammar import Grammars
 from services.worker.runtime.in_place import Capacity
 from services.worker.runtime.kv_cache import KVShape, allocate
 from services.worker.runtime.numerics import release
+from services.worker.runtime.pooling import Pooler
 from services.worker.runtime.sampler import Sampler
-from shared.errors import StartupError
+from shared.errors import InvalidRequest, StartupError
 from shared.sampling import SamplingParams
+from shared.vocabulary.files import Tokens
 
 PROBE_TOKENS = 128
 
@@ -44,7 +47,10 @@ def fingerprint(model: Model, kv_dtype: str) -> str:
 
 
 class ModelRunner:
-    """A model with its KV cache. Build it anywhere; `run` belongs to one thread, whose compute threads it sets."""
+    """A model with its KV cache. Build it anywhere; `run` belongs to one thread, whose compute threads it sets.
+
+    read_tokens gives the vocabulary that grammars are followed over; without it none can be.
+    """
 
     def __init__(
         self,
@@ -56,6 +62,7 @@ class ModelRunner:
         max_step_tokens: int,
         num_threads: int | None,
         device: str,
+        read_tokens: Callable[[], Tokens] | None = None,
     ):
         self.limits = RunnerLimits(
             num_blocks=num_blocks,
@@ -63,11 +70,16 @@ class ModelRunner:
             vocab_size=model.spec.vocab_size,
             eos_token_ids=model.eos_token_ids,
             fingerprint=fingerprint(model, kv_dtype),
+            kinds=("generate", "embed"),
+            vector_size=model.spec.hidden_size,
+            pooling=model.pooling,
         )
         kv: Sequence[KVCache] = allocate(shape_of(model, kv_dtype), num_blocks, device)
         capacity = Capacity(max_step_tokens, max_num_seqs, -(-model.max_model_len // BLOCK_SIZE) + 1)
         self.forward: Forward | None = forwarding(model, kv, capacity, device)
-        self._sampler = Sampler(model.ops, model.eos_token_ids, device)
+        self._sampler = Sampler(model.ops, model.eos_token_ids, model.spec.vocab_size, device)
+        self._grammars = Grammars(read_tokens, model.spec.vocab_size, model.eos_token_ids) if read_tokens is not None else None
+        self._pooler = Pooler(model.ops, model.decoder.norm)
         self._num_threads = num_threads
         self._thread = 0
 
@@ -78,13 +90,25 @@ class ModelRunner:
             self._thread = threading.get_ident()
             if self._num_threads is not None:
                 torch.set_num_threads(self._num_threads)
-        self._sampler.update(step)
+        self._sampler.begin(step)
         if self.forward is None:
             raise RuntimeError("the runner was closed")
-        return StepResult(self._sampler.sample(step.rows, self.forward(step.rows)))
+        self._pooler.update(step)
+        results = self._sampler.sample(step.rows, self.forward(step.rows))
+        self._pooler.pool(step.rows, results, self.forward.states)
+        return StepResult(results)
+
+    def prepare(self, params: SamplingParams) -> object:
+        """The compiled grammar, if there is one."""
+        if params.grammar is None:
+            return None
+        if self._grammars is None:
+            raise InvalidRequest("This worker knows no vocabulary, so it follows no grammar.", param="grammar")
+        return self._grammars.compile(params.grammar)
 
     def close(self) -> None:
         """Frees the KV cache."""
+        self._sampler.close()
         self.forward = None
 
 

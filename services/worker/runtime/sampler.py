@@ -5,7 +5,7 @@ token that draw gives, so drafts never change what is produced. It knows nothing
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeAlias
@@ -18,17 +18,20 @@ from torch import Tensor
 from kernels import Ops
 from kernels.sample.params import NO_TOKEN_LEFT, NOT_A_NUMBER, SampleParams
 from services.worker.engine.step import Row, RowResult, Start, Step, TokenLogprobs
+from services.worker.runtime.grammar import Guide
+from services.worker.runtime.masks import FAILED, Masks, Wanted, bits_of
 from services.worker.runtime.prepare import num_wanted
 
 ERRORS = {
     NOT_A_NUMBER: "the model's output for this request is not a number",
-    NO_TOKEN_LEFT: "logit_bias and min_tokens leave no token that could come next",
+    NO_TOKEN_LEFT: "what was asked for (logit_bias, min_tokens, bad_words, a grammar) leaves no token that could come next",
 }
 
 NO_TOKEN = "what was drawn for this request is no token"
 BROKEN = "this request could not be sampled; it has been logged"
 
 _NONE = np.zeros(0, dtype=np.int32)
+NO_MASK = torch.zeros(0, dtype=torch.int32)
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +76,7 @@ class Counts:
 class Sampled:
     """One sequence. Counts are kept only where its params have a use for them."""
 
-    def __init__(self, start: Start, eos_token_ids: tuple[int, ...]):
+    def __init__(self, start: Start, eos_token_ids: tuple[int, ...], vocab_size: int):
         params = start.params
         self.params = params
         self.choice = start.choice
@@ -86,6 +89,14 @@ class Sampled:
         self.end_ids = np.array(sorted(ends), dtype=np.int32)
         self.bias_ids = np.array([token_id for token_id, _ in params.logit_bias], dtype=np.int32)
         self.bias_values = np.array([bias for _, bias in params.logit_bias], dtype=np.float32)
+        self.guide = Guide(start.guide, start.output) if params.grammar is not None else None
+        self.allowed = bits_of(params.allowed_token_ids, vocab_size) if params.allowed_token_ids else None
+        self.tail = list(start.output) if params.bad_word_ids else None
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether a mask says what may come next."""
+        return self.guide is not None or self.allowed is not None
 
     def push(self, token_id: int) -> None:
         """The output grew by this token."""
@@ -93,6 +104,10 @@ class Sampled:
         for counts in (self.output, self.seen):
             if counts is not None:
                 counts.add(token_id)
+        if self.guide is not None:
+            self.guide.push(token_id)
+        if self.tail is not None:
+            self.tail.append(token_id)
 
     def pop(self, token_id: int) -> None:
         """Undoes the last push."""
@@ -100,18 +115,34 @@ class Sampled:
         for counts in (self.output, self.seen):
             if counts is not None:
                 counts.remove(token_id)
+        if self.guide is not None:
+            self.guide.pop()
+        if self.tail is not None:
+            self.tail.pop()
 
     def draw(self) -> "Draw":
         """What the next token depends on, as of now."""
-        if self.output is None and self.seen is None and self.num_output >= self.params.min_tokens:
+        early = self.num_output < self.params.min_tokens
+        if self.output is None and self.seen is None and self.tail is None and not early:
             return self, self.num_output, PLAIN
         lists = Lists(
             self.output.ids.copy() if self.output else _NONE,
             self.output.counts.copy() if self.output else _NONE,
             self.seen.ids.copy() if self.seen else _NONE,
-            self.end_ids if self.num_output < self.params.min_tokens else _NONE,
+            self._banned(early),
         )
         return self, self.num_output, lists
+
+    def _banned(self, early: bool) -> NDArray[np.int32]:
+        """The ends while it is too early for them, and the last token of each bad word whose others were the last to come."""
+        ends = self.end_ids if early else _NONE
+        if self.tail is None:
+            return ends
+        last = {ids[-1] for ids in self.params.bad_word_ids if self._ends_with(ids[:-1])}
+        return np.union1d(ends, np.array(sorted(last), dtype=np.int32)) if last else ends
+
+    def _ends_with(self, ids: tuple[int, ...]) -> bool:
+        return not ids or (self.tail is not None and tuple(self.tail[-len(ids) :]) == ids)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,27 +164,45 @@ Draw: TypeAlias = tuple[Sampled, int, Lists]
 class Sampler:
     """All sequences of one runner, by seq_id."""
 
-    def __init__(self, ops: Ops, eos_token_ids: tuple[int, ...], device: str):
+    def __init__(self, ops: Ops, eos_token_ids: tuple[int, ...], vocab_size: int, device: str):
         self._ops = ops
         self._columns = Columns(device)
+        self._vocab_size = vocab_size
+        self._masks = Masks()
         self._eos_token_ids = eos_token_ids
         self._sequences: dict[int, Sampled] = {}
 
-    def update(self, step: Step) -> None:
-        """Forgets and learns what `step` says."""
+    def close(self) -> None:
+        """Ends the thread that fills masks."""
+        self._masks.close()
+
+    def begin(self, step: Step) -> None:
+        """Forgets and learns what `step` says, and starts on the masks that its rows will need."""
+        self._update(step)
+        known = ((row, self._sequences.get(row.seq_id)) for row in step.rows if row.sample)
+        wanted = [
+            Wanted(row.seq_id, sequence.guide, sequence.allowed, row.token_ids[-row.num_drafts :] if row.num_drafts else ())
+            for row, sequence in known
+            if sequence is not None and sequence.is_masked
+        ]
+        self._masks.begin(wanted, self._vocab_size)
+
+    def _update(self, step: Step) -> None:
         for seq_id in step.ends:
             self._sequences.pop(seq_id, None)
         for start in step.starts:
             try:
-                self._sequences[start.seq_id] = Sampled(start, self._eos_token_ids)
+                self._sequences[start.seq_id] = Sampled(start, self._eos_token_ids, self._vocab_size)
             except Exception:
                 # Its rows end it; the others of the step are not to suffer for it.
                 logger.exception("a sequence could not be begun")
 
     def sample(self, rows: Sequence[Row], logits: Tensor) -> list[RowResult]:
-        """Results of `rows`, whose logits [S, V] are those that they want (prepare.num_wanted), in order."""
-        results = [RowResult(error=None if row.seq_id in self._sequences else BROKEN) for row in rows]
+        """Results of the rows begun, whose logits [S, V] are those that they want (prepare.num_wanted), in order."""
+        masks = self._masks.take()
+        results = [RowResult(error=self._fault(row, masks)) for row in rows]
         draws: list[Draw] = []
+        masked: list[int] = []  # which of the masks each draw has, -1 for none
         chosen: list[int] = []  # of the logits, one per draw
         asked: list[tuple[Row, RowResult, int, int]] = []  # who wants prompt logprobs, and which logits those are of
         end = 0
@@ -167,16 +216,25 @@ class Sampler:
                     result.error = BROKEN
                 else:
                     chosen += range(end - 1 - row.num_drafts, end)
+                    mask = masks.get(row.seq_id)
+                    num = 1 + row.num_drafts
+                    masked += [-1] * num if mask is None else range(mask, mask + num)
             if row.prompt_logprobs:
                 asked.append((row, result, first, end))
         if draws:
             drawn = logits if len(chosen) == end else logits[torch.tensor(chosen, device=logits.device)]
-            ids = self._ops.sample(drawn, self._columns.params_of(draws)).tolist()
+            ids = self._ops.sample(drawn, self._columns.params_of(draws, masked, self._masks.tensor)).tolist()
             self._book(rows, results, ids, drawn)
         for row, result, first, end in asked:
             if result.error is None:
                 result.prompt_logprobs = self._of_prompt(row, logits[first:end])
         return results
+
+    def _fault(self, row: Row, masks: Mapping[int, int | None]) -> str | None:
+        """Why nothing can be said of a row."""
+        if row.seq_id not in self._sequences:
+            return BROKEN
+        return FAILED if masks.get(row.seq_id, 0) is None else None
 
     def _drafted(self, row: Row) -> list[Draw]:
         """The draws of a row with drafts: of the token after each of them, too."""
@@ -232,15 +290,20 @@ class Columns:
     def __init__(self, device: str):
         self._device = device
         self._sequences: tuple[Sampled, ...] = ()
+        self._masked: list[int] = []
         self._fixed: dict[str, Tensor] = {}
         self._positions = np.zeros(0, dtype=np.int64)  # where it is the host's, the memory of _plain.position
         self._plain: SampleParams | None = None  # of the same sequences, if none has lists
 
-    def params_of(self, draws: Sequence[Draw]) -> SampleParams:
-        """The arrays of `draws`, on the device; valid until the next call."""
+    def params_of(self, draws: Sequence[Draw], masked: list[int], masks: Tensor) -> SampleParams:
+        """The arrays of `draws`, on the device; valid until the next call. masked: which of the masks each draw has, or -1."""
         sequences, positions, lists = zip(*draws, strict=True)
-        if sequences != self._sequences:
-            self._sequences, self._fixed, self._plain = sequences, self._fixed_of(sequences), None
+        has_masks = max(masked) >= 0
+        if sequences != self._sequences or masked != self._masked or (has_masks and self._device != "cpu"):
+            self._sequences, self._masked, self._plain = sequences, masked, None
+            self._fixed = self._fixed_of(sequences)
+            self._fixed["mask_row"] = self._column(masked, np.int32)
+            self._fixed["mask"] = masks.to(self._device) if has_masks else NO_MASK
         if lists.count(PLAIN) < len(lists):
             return self._whole(np.array(positions), lists)
         if self._plain is None:

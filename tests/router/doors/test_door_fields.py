@@ -48,6 +48,10 @@ def user(content: object) -> list[dict[str, object]]:
     return [{"role": "user", "content": content}]
 
 
+def tool(name: str, **parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
 CHAT_ERRORS = [
     ({"messages": []}, "messages", "empty_array"),
     ({"messages": user("x") * 2049}, "messages", "array_above_max_length"),
@@ -90,9 +94,45 @@ CHAT_ERRORS = [
     ({"user": "x" * 513}, "user", "string_above_max_length"),
     ({"metadata": {str(i): "x" for i in range(17)}}, "metadata", "array_above_max_length"),
     ({"add_generation_prompt": True, "continue_final_message": True}, "continue_final_message", "invalid_value"),
-    ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-    ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter"),
+    ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type", "unsupported_parameter"),
+    ({"tools": [{"type": "web"}]}, "tools[0].type", "invalid_value"),
+    ({"tools": [tool("f"), tool("g"), tool("f")]}, "tools[2].function.name", "invalid_value"),
+    ({"tools": [tool("f f")]}, "tools[0].function.name", "invalid_value"),
+    ({"tools": [tool("f" * 65)]}, "tools[0].function.name", "invalid_value"),
+    ({"tools": [tool(str(i)) for i in range(129)]}, "tools", "array_above_max_length"),
+    ({"tools": [tool("f", type="array")]}, "tools[0].function.parameters", "invalid_json_schema"),
+    ({"tools": [tool("f", properties=[])]}, "tools[0].function.parameters.properties", "invalid_json_schema"),
+    (
+        {"tools": [tool("f", properties={"a": {"type": "text"}})]},
+        "tools[0].function.parameters.properties.a.type",
+        "invalid_json_schema",
+    ),
+    (
+        {"tools": [tool("f", properties={"a": {"pattern": 1}})]},
+        "tools[0].function.parameters.properties.a.pattern",
+        "invalid_json_schema",
+    ),
+    ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+    ({"tools": [tool("f")], "tool_choice": "any"}, "tool_choice", "invalid_value"),
+    (
+        {"tools": [tool("f")], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        "tool_choice.function.name",
+        "invalid_value",
+    ),
+    ({"tools": [tool("f")], "tool_choice": {"type": "custom"}}, "tool_choice.type", "unsupported_parameter"),
+    (
+        {"tools": [tool("f")], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+        "tool_choice.allowed_tools.tools",
+        "empty_array",
+    ),
+    ({"reasoning_effort": "huge"}, "reasoning_effort", "invalid_value"),
+    ({"chat_template_kwargs": []}, "chat_template_kwargs", "invalid_type"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "empty_array"),
+    ({"guided_json": {"type": "object"}}, "guided_json", "unsupported_parameter"),
+    ({"allowed_token_ids": [49152]}, "allowed_token_ids[0]", "invalid_token_id"),
+    ({"bad_words": [" "]}, "bad_words[0]", "invalid_value"),
     ({"chat_template": "{{ x }}"}, "chat_template", "unsupported_parameter"),
     ({"model": "nobody"}, "model", "model_not_found"),
     ({"model": "../../etc/passwd"}, "model", "model_not_found"),

@@ -83,7 +83,7 @@ ERRORS = [
     ("Chat", chat(cache_salt="\x00"), "INVALID_ARGUMENT", "invalid_value", "cache_salt"),
     ("Chat", router_pb2.ChatRequest(model="tiny"), "INVALID_ARGUMENT", "empty_array", "messages"),
     ("Chat", router_pb2.ChatRequest(model="tiny", chat=BAD_CHAT), "INVALID_ARGUMENT", "invalid_value", "messages[0].role"),
-    ("Chat", router_pb2.ChatRequest(model="tiny", chat=TOOLS), "INVALID_ARGUMENT", "unsupported_parameter", "tools"),
+    ("Chat", router_pb2.ChatRequest(model="tiny", chat=TOOLS), "INVALID_ARGUMENT", "invalid_value", "tools_json[0]"),
     ("Chat", router_pb2.ChatRequest(chat=chat().chat), "INVALID_ARGUMENT", "missing_required_parameter", "model"),
     ("Chat", router_pb2.ChatRequest(model="nobody", chat=chat().chat), "NOT_FOUND", "model_not_found", "model"),
     ("Chat", chat("refuse"), "UNAVAILABLE", "overloaded", None),

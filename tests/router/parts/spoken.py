@@ -24,13 +24,15 @@ class Spoken:
     rid: str = "00" * 17
     begun: str = ""
     skips_special: bool = True
+    reading: types_pb2.Reading | None = None
     vocabulary: Letters = field(default_factory=Letters)
 
     def begun_token_ids(self, index: int) -> list[int]:
         return [ord(letter) for letter in self.begun]
 
     def reader(self, reading: types_pb2.Reading | None) -> PartReader:
-        return PartReader(self, reading, self.vocabulary)  # type: ignore[arg-type]
+        self.reading = reading
+        return PartReader(self, self.vocabulary)  # type: ignore[arg-type]
 
 
 def delta(text: str) -> TextDelta:

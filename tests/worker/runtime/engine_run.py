@@ -1,7 +1,7 @@
 """Runs requests on the real engine and the real runner and gathers what comes out. It knows nothing of queues."""
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from services.worker.engine.engine import Delta, Engine, EngineLimits, EngineStats, Finish, Work
@@ -9,6 +9,7 @@ from services.worker.engine.step import TokenLogprobs
 from services.worker.models import Model
 from services.worker.runtime.runner import KV_DTYPE, ModelRunner
 from shared.sampling import SamplingParams
+from shared.vocabulary.files import Tokens
 
 GREEDY = SamplingParams(temperature=0.0, seed=0, max_tokens=16, ignore_eos=True)
 SEEDED = SamplingParams(
@@ -27,12 +28,17 @@ SEEDED = SamplingParams(
 
 
 def runner_of(
-    model: Model, num_blocks: int, kv_dtype: str | None = None, max_num_seqs: int = 64, max_step_tokens: int = 512
+    model: Model,
+    num_blocks: int,
+    kv_dtype: str | None = None,
+    max_num_seqs: int = 64,
+    max_step_tokens: int = 512,
+    read_tokens: Callable[[], Tokens] | None = None,
 ) -> ModelRunner:
     """kv_dtype: the one that is served where nobody asks for another, if None."""
     limits = {"max_num_seqs": max_num_seqs, "max_step_tokens": max_step_tokens, "num_blocks": num_blocks}
     chosen = kv_dtype or KV_DTYPE[model.compute]
-    return ModelRunner(model, kv_dtype=chosen, **limits, num_threads=None, device="cpu")
+    return ModelRunner(model, kv_dtype=chosen, **limits, num_threads=None, device="cpu", read_tokens=read_tokens)
 
 
 class EngineRun:
@@ -46,6 +52,7 @@ class EngineRun:
         max_num_seqs: int = 64,
         max_step_tokens: int = 512,
         kv_dtype: str | None = None,
+        read_tokens: Callable[[], Tokens] | None = None,
         **options: Any,
     ):
         self.tokens: dict[tuple[str, int], list[int]] = {}
@@ -53,7 +60,7 @@ class EngineRun:
         self.prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
         self.finishes: dict[tuple[str, int], Finish] = {}
         self.failure: Exception | None = None
-        self.runner = runner_of(model, num_blocks, kv_dtype, max_num_seqs, max_step_tokens)
+        self.runner = runner_of(model, num_blocks, kv_dtype, max_num_seqs, max_step_tokens, read_tokens)
         self._changed = threading.Condition()
         self._engine = Engine(
             self.runner,
@@ -79,7 +86,8 @@ class EngineRun:
                 self.logprobs[name, choice] = []
                 self.finishes.pop((name, choice), None)
                 wanted.append((name, choice))
-            self._engine.submit(Work((name, 1), prompt, params, outputs=outputs or {}))
+            guide = self.runner.prepare(params)
+            self._engine.submit(Work((name, 1), prompt, params, outputs=outputs or {}, guide=guide))
         with self._changed:
             done = self._changed.wait_for(lambda: self.failure or all(key in self.finishes for key in wanted), 100)
         if self.failure is not None:

@@ -53,11 +53,11 @@ class Plane:
         self.routers.append(router)
         return router
 
-    async def worker(self, worker_id: str = "w0", spec: SimSpec = SPEC, **config: Any) -> Worker:
+    async def worker(self, worker_id: str = "w0", spec: SimSpec = SPEC, runner: SimRunner | None = None, **config: Any) -> Worker:
         address = f"unix:{self.folder}/{worker_id}.admin"
         worker = WorkerConfig(worker_id=worker_id, admin_address=address, runner="sim", **config)
         settings = Settings(model="test", redis_url=self.url, secret_file=self.folder / "secret", worker=worker)
-        return await self.stack.enter_async_context(start(settings, Built(SimRunner(spec))))
+        return await self.stack.enter_async_context(start(settings, Built(runner or SimRunner(spec))))
 
     async def put(
         self,

@@ -8,9 +8,9 @@ with byte fallback; merges follow from the scores when the file lists none). The
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from services.tokenizer.source import Rules, TextSource
 from shared.errors import StartupError
 from shared.gguf import Gguf
+from shared.vocabulary.source import Rules, TextSource
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 SPACE = "▁"
