@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --con
 # Compute threads that spin while they wait would fight with the test's other processes for the cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: serve test full warm chaos soak lint constraints wheels clean
+.PHONY: serve test full warm chaos soak fuzz compat lint constraints wheels clean
 
 serve: $(VENV)/.serve
 	@exec $(BIN)/roadtrain serve $(MODEL) $(ARGS)
@@ -29,6 +29,15 @@ chaos: $(VENV)/.dev warm
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos.soak --minutes 60 $(ARGS)
 
+# An hour of fuzzing, every target in turn. `make fuzz ARGS="gguf --seconds 60"` runs one for a minute.
+fuzz: $(VENV)/.dev
+	@$(PIP) --no-build-isolation --editable ".[fuzz]"
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+# Other people's clients and their own tests, each in an environment of its own under .compat; writes docs/compatibility.md's tables.
+compat: $(VENV)/.dev warm
+	$(BIN)/python -m tests.compat $(ARGS)
+
 # The default model fetched and the kernels compiled, so that no test waits for either.
 warm: $(VENV)/.serve
 	@$(BIN)/roadtrain pull >/dev/null
@@ -39,7 +48,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-COMPILE := $(BIN)/uv pip compile pyproject.toml --extra dev --extra redis --only-binary :all: --quiet --no-header --no-annotate
+COMPILE := $(BIN)/uv pip compile pyproject.toml --extra dev --extra redis --extra fuzz --only-binary :all: --quiet --no-header --no-annotate
 
 # Pins the newest versions that resolve for every CPython from 3.11 on.
 constraints: $(VENV)/.dev

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -77,7 +78,7 @@ def _string(rng: random.Random, depth: int) -> Schema:
     if kind == 0:
         return {"type": "string", "pattern": rng.choice(_PATTERNS), "maxLength": 20}
     if kind == 1:
-        return {"type": "string", "format": rng.choice((*_FORMATS[:4], "ipv4", "uuid"))}
+        return {"type": "string", "format": rng.choice((*_FORMATS[:4], "ipv4", "uuid")), "maxLength": 40}
     least = rng.randrange(4)
     return {"type": "string", "minLength": least, "maxLength": least + rng.randrange(1, 16)}
 
@@ -154,7 +155,9 @@ async def judge(client: httpx.AsyncClient, number: int, schema: Schema, max_toke
     if choice["finish_reason"] != "stop":
         return "length", text
     try:
-        faults = [error.message for error in Draft202012Validator(schema).iter_errors(json.loads(text))]
+        # In binary fractions 1024.1 is no multiple of 0.1.
+        exact = json.loads(json.dumps(schema), parse_float=Decimal)
+        faults = [error.message for error in Draft202012Validator(exact).iter_errors(json.loads(text, parse_float=Decimal))]
     except ValueError as error:
         faults = [str(error)]
     return ("invalid", f"{faults[0]} in {text}") if faults else ("valid", text)
@@ -179,6 +182,8 @@ async def run(url: str, seed: int, count: int, num_clients: int, max_tokens: int
             for number, schema in waiting:
                 how, what = await judge(http, number, schema, max_tokens)
                 found[how] += 1
+                if found.total() % 50 == 0:
+                    print(f"{found.total()} so far: {dict(found)}", flush=True)
                 if how != "valid":
                     print(f"{number} {how}: {what[:300]}\n    {json.dumps(schema)[:500]}", flush=True)
 

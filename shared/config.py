@@ -136,7 +136,9 @@ class Settings(BaseSettings):
         protected_namespaces=(),
     )
 
-    model: str = Field(DEFAULT_MODEL, description="Model to serve: 'smollm2', a Hugging Face id, a directory or a .gguf file.")
+    model: str = Field(
+        DEFAULT_MODEL, description="Model to serve: 'smollm2', 'all-minilm', a Hugging Face id, a directory or a .gguf file."
+    )
     model_path: Path | None = Field(None, description="Where its files are; unset: found or fetched from `model`.")
     served_names: tuple[str, ...] = Field((), description="Names clients may use, the first is shown; empty: the model's own.")
     redis_url: str | None = Field(

@@ -164,23 +164,37 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         else:
             wrapped = _guard_unary(handler.stream_unary or handler.unary_unary)
             make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        return make(wrapped, self._counted(details.method, handler.request_deserializer), handler.response_serializer)
+        read = self._counted(details.method, handler.request_deserializer, told_later=not handler.request_streaming)
+        return make(wrapped, read, handler.response_serializer)
 
-    def _counted(self, method: str, read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def _counted(self, method: str, read: Callable[[bytes], Any], *, told_later: bool) -> Callable[[bytes], Any]:
+        """told_later: what is raised here would reach the caller in gRPC's own words, with names of classes in them."""
+
         def counted(data: bytes) -> Any:
             try:
                 return read(data)
             except DecodeError:
                 self.num_undecodable += 1
                 logger.warning("what came is no message; the call ends", extra={"method": method, "num_bytes": len(data)})
+                if told_later:
+                    return _NO_MESSAGE
                 raise
 
         return counted
 
 
+_NO_MESSAGE = object()
+
+
+def _check(request: Any) -> None:
+    if request is _NO_MESSAGE:
+        raise DecodeError
+
+
 def _guard_unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     async def guarded(request: Any, context: Any) -> Any:
         try:
+            _check(request)
             return await method(request, context)
         except Exception as exception:
             await _fail(context, exception)
@@ -191,6 +205,7 @@ def _guard_unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitab
 def _guard_stream(method: Callable[..., Any]) -> Callable[..., AsyncIterator[Any]]:
     async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
+            _check(request)
             responses = method(request, context)
             if inspect.isawaitable(responses):
                 # A method may also write to the context and return nothing, as the health service's Watch does.

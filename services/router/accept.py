@@ -185,7 +185,7 @@ def check_request(request: GenerateRequest) -> None:
             f"Invalid 'cache_salt': at most {MAX_SALT_CHARS} printable characters.", param="cache_salt", code="invalid_value"
         )
     key = request.idempotency_key
-    if key is not None and not (1 <= len(key) <= MAX_KEY_CHARS + len("/127") and key.isprintable()):
+    if key is not None and not (1 <= len(key) <= MAX_KEY_CHARS + len("/2047") and key.isprintable()):
         raise InvalidRequest(
             f"Invalid idempotency key: 1 to {MAX_KEY_CHARS} printable characters.", param="idempotency_key", code="invalid_value"
         )

@@ -36,7 +36,8 @@ class ChoiceEnd(msgspec.Struct, frozen=True, gc=False):
     """One choice ended, after its last TextDelta; `num_tokens` are its output tokens, the stop token included.
 
     With reason "stop", at most one of `stop_string` and `stop_token_id` says what ended it; `stop_reason` is the one of
-    them that the request asked for, None at the model's own end.
+    them that the request asked for, None at the model's own end. `vector` is what a request for one ended with, float32
+    little-endian.
     """
 
     choice: int
@@ -45,6 +46,7 @@ class ChoiceEnd(msgspec.Struct, frozen=True, gc=False):
     stop_string: str | None
     stop_token_id: int | None
     position: str
+    vector: bytes = b""
     stop_reason: str | int | None = None
 
 
@@ -64,6 +66,9 @@ class Owner(Protocol):
 
     def stop(self, log: ChoiceLog, num_tokens: int) -> None:
         """A stop string ended it."""
+
+    def told(self) -> None:
+        """It ended without ids to decode."""
 
     def failed(self, finish: delivery_pb2.Finish) -> None:
         """Its worker gave it up."""
@@ -149,6 +154,9 @@ class ChoiceText:
         finish = self.log.finish
         if finish is not None and finish.reason not in _REASONS:
             self._owner.failed(finish)
+        elif finish is not None and finish.vector:
+            self.drained()
+            self._owner.told()
         else:
             self._owner.push(self)
 
@@ -264,6 +272,7 @@ class ChoiceText:
         reason: EndReason = "stop"
         stop_string: str | None = None
         stop_token_id: int | None = None
+        vector = b""
         if self._rule.prompt_only:
             reason = "length"
         elif self._stop_index is not None:
@@ -271,5 +280,7 @@ class ChoiceText:
         elif finish is not None:
             reason = _REASONS[finish.reason]
             stop_token_id = finish.stop_token_id if finish.HasField("stop_token_id") else None
+            vector = finish.vector
         asked = stop_token_id if stop_token_id in self._rule.stop_token_ids else stop_string
-        return ChoiceEnd(log.index, reason, len(log.token_ids), stop_string, stop_token_id, self._owner.position(), asked)
+        position = self._owner.position()
+        return ChoiceEnd(log.index, reason, len(log.token_ids), stop_string, stop_token_id, position, vector, asked)

@@ -12,7 +12,7 @@ It knows nothing of workers, of events or of clients.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -20,6 +20,7 @@ import grpc
 from services.router.tokenizer import Replica, Tokenizers, backoff
 from shared.pb import tokenizer_pb2
 from shared.rpc import Garbled, one_line, whole
+from shared.tasks import end_tasks
 
 # A question that is not answered for so many ticks goes to another replica; for twice as many if that changed nothing.
 TICK_S = 0.05
@@ -140,17 +141,13 @@ class Decoder:
                 call = replica.stub.Decode()
                 self.connected = True
                 self._reopen()
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._write(call))
-                    tasks.create_task(self._read(call))
-                    tasks.create_task(self._listen())
-            except* Exception as errors:
+                await _until_one_fails(self._write(call), self._read(call), self._listen())
+            except Exception as error:
                 attempt = 0 if self._answered else attempt + 1
-                self._tokenizers.num_garbled += isinstance(errors.exceptions[0], Garbled)
+                self._tokenizers.num_garbled += isinstance(error, Garbled)
                 # One that never answered may still be starting; readiness says so, once, without a line per attempt.
                 level = logging.WARNING if self._answered else logging.DEBUG
-                cause = one_line(errors.exceptions[0])
-                logger.log(level, "the decode stream broke", extra={"address": replica.address, "cause": cause})
+                logger.log(level, "the decode stream broke", extra={"address": replica.address, "cause": one_line(error)})
             finally:
                 self.connected = False
                 if call is not None:
@@ -270,6 +267,20 @@ class Decoder:
         for reader in flushed:
             if readers.pop(reader.number, None) is not None:
                 reader.drained()
+
+
+async def _until_one_fails(*works: Coroutine[Any, Any, None]) -> None:
+    """Runs them beside each other and raises what the first to fail raised.
+
+    A TaskGroup forgets, before Python 3.13, that it was cancelled where one of its tasks fails in the same moment.
+    """
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        await end_tasks(tasks)
 
 
 class _Silent(Exception):

@@ -4,7 +4,8 @@ Errors are raised; shared/rpc.py turns them into a status with code and param in
 It knows nothing of HTTP, nor of what happens to a request.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -15,8 +16,9 @@ from services.router.door_events import event_message, part_message
 from services.router.front import Front
 from services.router.generate import Generation
 from services.router.parts import PartReader
+from services.router.vectors import make_vectors, proto_vectors
 from shared.errors import InvalidRequest, RoadtrainError, mapped
-from shared.pb import router_pb2, router_pb2_grpc
+from shared.pb import router_pb2, router_pb2_grpc, types_pb2
 from shared.telemetry import context_from_headers
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -41,6 +43,16 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
         """See protos/router.proto."""
         async for event in self._counted("Complete", self._starting(request, context)):
             yield event
+
+    async def Embed(self, request: router_pb2.EmbedRequest, context: Context) -> router_pb2.EmbedReply:  # noqa: N802
+        """See protos/router.proto."""
+        front = self._front
+        with self._counting("Embed"):
+            front.admit()
+            wanted = proto_vectors(request, _caller(request.options, context))
+            made = await make_vectors(front.plane, wanted, front.config.default_deadline_s)
+        usage = types_pb2.Usage(num_prompt_tokens=made.num_prompt_tokens, num_cached_tokens=made.num_cached_tokens)
+        return router_pb2.EmbedReply(model=front.plane.model.names[0], vectors=made.values, usage=usage)
 
     async def Resume(  # noqa: N802
         self, request: router_pb2.ResumeRequest, context: Context
@@ -79,13 +91,19 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
         return start
 
     async def _counted(self, method: str, start: Start) -> AsyncIterator[router_pb2.Event]:
-        """The answer's events; the call is counted by how it ended."""
-        status = grpc.StatusCode.CANCELLED
-        self._front.num_open += 1
-        try:
+        """The answer's events."""
+        with self._counting(method):
             self._front.admit()
             async for event in self._answer(await start()):
                 yield event
+
+    @contextmanager
+    def _counting(self, method: str) -> Iterator[None]:
+        """The call is counted by how it ended."""
+        status = grpc.StatusCode.CANCELLED
+        self._front.num_open += 1
+        try:
+            yield
             status = grpc.StatusCode.OK
         except RoadtrainError as error:
             status = grpc.StatusCode[mapped(error).grpc_status]

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from services.router.accept import Caller
 from services.router.batch.upload import Form, read_form
 from services.router.errors_http import OPENAI, ErrorStyle, Headers, error_headers
-from services.router.parse import ClientGone, check_media_type, parse_object, read_body
-from shared.errors import InvalidRequest, NotFound, RoadtrainError
+from services.router.parse import ClientGone, check_media_type, discard, parse_object, read_body
+from shared.errors import InvalidRequest, NotFound, RequestTimeout, RoadtrainError
 from shared.telemetry import context_from_headers
 
 MAX_HEADERS = 64
@@ -66,7 +66,8 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         offered = self.headers.get(b"x-request-id", b"")
         self.request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex.encode()
-        self._receive = receive
+        self._more_body = b"content-length" in self.headers or b"transfer-encoding" in self.headers
+        self._received = receive
         self._send = send
         self._streaming = False
 
@@ -90,6 +91,11 @@ class Exchange:
         hosts = [value for name, value in self.scope["headers"] if name == b"host"]
         if len(hosts) > 1 or (hosts and not _HOST.fullmatch(hosts[0])):
             raise InvalidRequest("The Host header is malformed or given twice.", code="invalid_host")
+
+    async def _receive(self) -> Message:
+        message = await self._received()
+        self._more_body = bool(message.get("more_body", False))
+        return message
 
     async def read_object(self, max_bytes: int) -> dict[str, Any]:
         """The JSON object in the body; parse.py lists what is refused."""
@@ -150,8 +156,12 @@ class Exchange:
 
     async def answer_error(self, error: RoadtrainError) -> None:
         """The whole answer is an error."""
+        headers = error_headers(error)
+        closes = (b"connection", b"close") in headers or self.headers.get(b"connection", b"").lower() == b"close"
+        if closes and self._more_body and not isinstance(error, RequestTimeout):
+            await discard(self._receive, self.headers)
         body = self.style.body(error, self.request_id)
-        await self.answer(self.style.status(error), body, headers=error_headers(error))
+        await self.answer(self.style.status(error), body, headers=headers)
 
     async def answer_file(self, path: Path) -> None:
         """The whole answer is what stands at `path`, sent as fast as the client reads. Raises NotFound if there is nothing."""

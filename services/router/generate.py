@@ -19,8 +19,8 @@ from services.router.reading import formats, reading_of, sampling_of
 from services.router.request import DEFAULT_BAND, GenerateRequest, Prompt
 from services.router.resume import Resumer
 from services.router.sequencer import Held, pack, unpack
-from services.router.tokenizer import Tokenizers
-from services.router.validate import ModelLimits, check_ids, check_model, resolve, truncated
+from services.router.tokenizer import Encoded, Tokenizers
+from services.router.validate import ModelLimits, check_ids, check_kind, check_model, resolve, truncated, vector_of
 from services.router.workers import Workers
 from shared import crash
 from shared.errors import InternalError, InvalidRequest, NotFound, RoadtrainError, Unavailable
@@ -51,6 +51,7 @@ __all__ = [
 PUT_S = 1.8
 BLOCK_SIZE = 16
 WARM_BLOCKS = 8
+KINDS = {"generate": types_pb2.KIND_GENERATE, "embed": types_pb2.KIND_EMBED, "score": types_pb2.KIND_SCORE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +107,11 @@ class Generator:
         `retry_after_s`) or RateLimited. Nothing is left behind when it raises or is cancelled. With `after` only the rest is
         given, whoever has it or makes it again.
         """
-        check_model(request, self._names)
-        limits = self._workers.limits()
-        request.sampling.validate(vocab_size=limits.vocab_size, names=request.names)
+        limits = self.check(request)
         description = await self._tokenizers.describe()
-        token_ids, reading, request = await self._texts(request, description)
+        # What is cut is not too long.
+        most = limits.max_model_len if request.truncate_prompt_tokens is None else 0
+        token_ids, reading, request = await self._texts(request, description, most)
         prepared = self._prepare(request, truncated(request, token_ids, limits), reading, limits)
         new = self._new_request(request, prepared)
         after = _position(request.after, prepared.rid, prepared.params.n)
@@ -119,10 +120,22 @@ class Generator:
         await self._settle(generation, self._resumer.put(generation, new))
         return generation
 
+    def check(self, request: GenerateRequest) -> ModelLimits:
+        """What bounds the request; raises for what is wrong with it whatever its prompt holds, as `start` does."""
+        check_model(request, self._names)
+        limits = self._workers.limits()
+        check_kind(request, limits)
+        request.sampling.validate(vocab_size=limits.vocab_size, names=request.names)
+        return limits
+
+    async def encode(self, texts: Sequence[tokenizer_pb2.Text], max_tokens: int) -> list[Encoded]:
+        """Token ids of each text. Raises Unavailable, or InvalidRequest if one is sure to have more than max_tokens (0: any)."""
+        return await self._tokenizers.encode_all(tokenizer_pb2.EncodeRequest(texts=texts, max_tokens=max_tokens))
+
     async def num_prompt_tokens(self, request: GenerateRequest) -> int:
         """How long the request's prompt would be. Raises InvalidRequest, NotFound, Unavailable."""
         check_model(request, self._names)
-        token_ids, _ = await self._encode(request, await self._tokenizers.describe())
+        token_ids, _ = await self._encode(request, await self._tokenizers.describe(), 0)
         return len(token_ids)
 
     async def resume(self, rid: str, after: str, tenant: str) -> tuple[Generation, types_pb2.Shape]:
@@ -133,6 +146,8 @@ class Generator:
         """
         request = await self._resumer.asked(rid, tenant)
         payload = open_sealed(request.payload, rid, self._keys)
+        if payload.kind != types_pb2.KIND_GENERATE:
+            raise InvalidRequest("This request has no stream to take up: send it again with its idempotency key.", param="rid")
         position = _position(after, rid, payload.sampling.n or 1)
         description = await self._tokenizers.describe()
         deadline_s = request.deadline_ms / 1000 if request.deadline_ms else self._default_deadline_s
@@ -150,7 +165,8 @@ class Generator:
     ) -> Generation:
         params = from_proto(payload.sampling)
         prompt = unpack(payload.prompt_token_ids)
-        held = Held(request.rid, 0, params.n, params.num_logprobs, after.counts if after else ())
+        sent, size = after.counts if after else (), payload.vector.dimensions
+        held = Held(request.rid, 0, params.n, params.num_logprobs, sent, size)
         rule = _decode_rule(params, prompt if payload.shape.echo else (), eos_token_ids, echo_given=after is not None)
         if payload.shape.extras.prompt_only:
             rule = replace(rule, prompt_only=True)
@@ -195,10 +211,10 @@ class Generator:
         return answer.verdict == "ok"
 
     async def _texts(
-        self, request: GenerateRequest, description: tokenizer_pb2.Description
+        self, request: GenerateRequest, description: tokenizer_pb2.Description, max_tokens: int
     ) -> tuple[list[int], types_pb2.Reading | None, GenerateRequest]:
         """What only the tokenizer can say: the prompt's ids, how output is read, whether the grammar is one, bad words' ids."""
-        token_ids, reading = await self._encode(request, description)
+        token_ids, reading = await self._encode(request, description, max_tokens)
         sampling = request.sampling if reading is None else sampling_of(request.sampling, reading, request.tools)
         request = replace(request, sampling=sampling)
         if sampling.is_constrained:
@@ -226,33 +242,38 @@ class Generator:
         return spellings_of(await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(texts=texts_of(words))))
 
     async def _encode(
-        self, request: GenerateRequest, description: tokenizer_pb2.Description
+        self, request: GenerateRequest, description: tokenizer_pb2.Description, max_tokens: int
     ) -> tuple[list[int], types_pb2.Reading | None]:
         prompt = request.prompt
+        asked = tokenizer_pb2.EncodeRequest(max_tokens=max_tokens)
         if isinstance(prompt, str):
-            text = tokenizer_pb2.Text(text=prompt, add_special_tokens=request.add_special_tokens)
-            (token_ids,) = await self._tokenizers.encode(tokenizer_pb2.EncodeRequest(texts=[text]))
+            asked.texts.add(text=prompt, add_special_tokens=request.add_special_tokens)
+        elif isinstance(prompt, tokenizer_pb2.Chat):
+            asked.chat.CopyFrom(prompt)
+        else:
+            return list(prompt), None
+        try:
+            token_ids, is_open = await self._tokenizers.encode_prompt(asked)
+        except InvalidRequest as error:
+            if error.param == "prompt":
+                error.param = request.names.get("prompt", "prompt")
+            raise
+        if isinstance(prompt, str):
             return token_ids, None
-        if isinstance(prompt, tokenizer_pb2.Chat):
-            token_ids, is_open = await self._tokenizers.encode_chat(prompt)
-            spoken = formats(description, tool_parser=self._parsers[0], reasoning_parser=self._parsers[1])
-            return token_ids, reading_of(spoken, request.tools, reasoning_open=is_open, hide_reasoning=request.hide_reasoning)
-        return list(prompt), None
+        spoken = formats(description, tool_parser=self._parsers[0], reasoning_parser=self._parsers[1])
+        return token_ids, reading_of(spoken, request.tools, reasoning_open=is_open, hide_reasoning=request.hide_reasoning)
 
     def _prepare(
         self, request: GenerateRequest, token_ids: list[int], reading: types_pb2.Reading | None, limits: ModelLimits
     ) -> Prepared:
-        check_ids(request, token_ids, limits)
         key = request.idempotency_key
         num_shards = self._queue.num_shards
         rid = new_rid(num_shards) if key is None else rid_for_key(self._keys[0], request.tenant, key, num_shards)
         # A repeated key must mean the same tokens even where its record was lost, so its seed comes from the rid.
         seed = secrets.randbits(63) if key is None else int(rid[-16:], 16) >> 1
-        params = resolve(request, len(token_ids), limits, seed)
         payload = types_pb2.Payload(
-            kind=types_pb2.KIND_GENERATE,
+            kind=KINDS[request.wanted.kind if request.wanted is not None else "generate"],
             prompt_token_ids=pack(token_ids),
-            sampling=to_proto(request.sampling),
             cache_salt=_salt(request.tenant, request.cache_salt),
             shape=types_pb2.Shape(
                 echo=request.echo,
@@ -262,10 +283,19 @@ class Generator:
                 extras=request.extras,
             ),
         )
-        # What was asked, before a seed is drawn that nobody gave.
-        asked = digest(payload)
-        payload.sampling.CopyFrom(to_proto(params))
+        # Lengths first: looking at the ids of a prompt that can never fit would hold up everybody else.
+        params = request.sampling
+        if request.wanted is not None:
+            payload.vector.CopyFrom(vector_of(request, len(token_ids), limits))
+            asked = digest(payload)
+        else:
+            params = resolve(request, len(token_ids), limits, seed)
+            payload.sampling.CopyFrom(to_proto(request.sampling))
+            # What was asked, before a seed is drawn that nobody gave.
+            asked = digest(payload)
+            payload.sampling.CopyFrom(to_proto(params))
         payload.shape.created = int(time.time())
+        check_ids(request, token_ids, limits)
         if request.trace is not None:
             payload.trace.CopyFrom(request.trace)
         deadline_s = request.deadline_ms / 1000 or self._default_deadline_s

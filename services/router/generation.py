@@ -259,6 +259,10 @@ class Generation:
         self._road.sequencer.stop(log, num_tokens)
         self.source.tell()
 
+    def told(self) -> None:
+        """See choice.Owner."""
+        self.source.tell()
+
     def failed(self, finish: delivery_pb2.Finish) -> None:
         """See choice.Owner."""
         if finish.reason == types_pb2.FINISH_REASON_CANCELLED:

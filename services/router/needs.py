@@ -9,6 +9,8 @@ from typing import Protocol
 
 from services.router.generate import GenerateRequest, Generation
 from services.router.store import Store
+from services.router.tokenizer import Encoded
+from services.router.validate import ModelLimits
 from shared.pb import tokenizer_pb2, types_pb2
 
 
@@ -17,6 +19,7 @@ class ServedModel:
     """The model behind this router. `names`: all it answers to, the shown one first.
 
     `created` is in seconds since 1970. `max_model_len` counts tokens of prompt and output together; 0: not known yet.
+    `kinds`: what it can do, of "generate", "embed", "score"; empty: not known yet.
     `fingerprint` names model files and arithmetic: equal fingerprints give equal tokens.
     """
 
@@ -24,6 +27,7 @@ class ServedModel:
     created: int
     max_model_len: int
     fingerprint: str
+    kinds: tuple[str, ...] = ("generate",)
 
 
 class Vocabulary(Protocol):
@@ -44,6 +48,14 @@ class Starter(Protocol):
 
     async def start(self, request: GenerateRequest) -> Generation:
         """See Generator.start."""
+        ...
+
+    def check(self, request: GenerateRequest) -> ModelLimits:
+        """See Generator.check."""
+        ...
+
+    async def encode(self, texts: Sequence[tokenizer_pb2.Text], max_tokens: int) -> list[Encoded]:
+        """See Generator.encode."""
         ...
 
     async def num_prompt_tokens(self, request: GenerateRequest) -> int:

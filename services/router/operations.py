@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 
-from services.router import shapes, shapes_anthropic, shapes_files, shapes_ollama, shapes_responses
+from services.router import shapes, shapes_anthropic, shapes_files, shapes_ollama, shapes_responses, shapes_vectors
 from services.router.anthropic.body import CountBody, MessageBody
 from services.router.endpoints import batches, files, ollama, tokenize
 from services.router.ollama import OllamaChat, OllamaGenerate
 from services.router.responses.body import ResponsesBody
 from services.router.schema import ChatBody, CompletionBody
+from services.router.schema_vectors import EmbeddingBody, RerankBody, ScoreBody
 from services.router.sse import LINES
 from services.router.tgi import TgiAnswer, TgiError, TgiEvent, TgiGenerate, TgiInfo
 
@@ -60,6 +61,10 @@ OPERATIONS: Mapping[str, Operation] = {
     "POST /v1/completions": Operation(
         "Continues prompts.", shapes.Completion, bodies=(CompletionBody,), events=shapes.Completion
     ),
+    "POST /v1/embeddings": Operation("A vector of each input.", shapes_vectors.Embeddings, bodies=(EmbeddingBody,)),
+    "POST /v1/score": Operation("How well texts fit each other.", shapes_vectors.Scores, bodies=(ScoreBody,)),
+    "POST /v1/rerank": Operation("Documents that fit best first.", shapes_vectors.Ranking, bodies=(RerankBody,)),
+    "POST /v2/rerank": Operation("The same under Cohere's newer path.", shapes_vectors.Ranking, bodies=(RerankBody,)),
     "POST /v1/messages": Operation(
         "Answers a message of Anthropic's.",
         shapes_anthropic.MessageAnswer,
@@ -96,6 +101,9 @@ OPERATIONS: Mapping[str, Operation] = {
         shapes_responses.Response,
         bodies=(ResponsesBody,),
         events=shapes_responses.ResponseEvent,
+    ),
+    "POST /v1/responses/input_tokens": Operation(
+        "How many tokens a response's prompt is.", shapes_responses.ResponseCount, bodies=(ResponsesBody,)
     ),
     "GET /v1/responses/{response_id}": Operation(
         "A response that is kept, or its events.",

@@ -104,7 +104,8 @@ class Plane:
     @property
     def model(self) -> ServedModel:
         """What is served now."""
-        return ServedModel(self._settings.names, self._created, self.workers.max_model_len, self.workers.fingerprint)
+        workers = self.workers
+        return ServedModel(self._settings.names, self._created, workers.max_model_len, workers.fingerprint, workers.kinds)
 
     @property
     def num_protocol_errors(self) -> int:

@@ -6,6 +6,7 @@ Replicas are alike: a call that one does not answer, or not soon, goes to the ne
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
 
@@ -51,6 +52,14 @@ class TokenBytes:
         if not 0 <= token_id < len(self._offsets) - 1:
             return b""
         return self._data[self._offsets[token_id] : self._offsets[token_id + 1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One input as token ids; num_first: those of the first text of a pair, 0 where there is one text."""
+
+    token_ids: list[int]
+    num_first: int
 
 
 class Replica:
@@ -114,11 +123,20 @@ class Tokenizers:
 
     async def encode(self, request: tokenizer_pb2.EncodeRequest) -> list[list[int]]:
         """Token ids of each text. Raises Unavailable."""
-        return [unpack(packed) for packed in (await self._encode(request)).token_ids]
+        return [each.token_ids for each in await self.encode_all(request)]
 
-    async def encode_chat(self, chat: tokenizer_pb2.Chat) -> tuple[list[int], bool]:
-        """Token ids, and whether they end within reasoning. Raises InvalidRequest if it cannot be rendered, or Unavailable."""
-        reply = await self._encode(tokenizer_pb2.EncodeRequest(chat=chat))
+    async def encode_all(self, request: tokenizer_pb2.EncodeRequest) -> list[Encoded]:
+        """The same, and how many are of the first text of a pair. Raises InvalidRequest for what is sure to be too long."""
+        reply = await self._encode(request)
+        num_first = reply.num_first or [0] * len(reply.token_ids)
+        return [Encoded(unpack(packed), number) for packed, number in zip(reply.token_ids, num_first, strict=True)]
+
+    async def encode_prompt(self, request: tokenizer_pb2.EncodeRequest) -> tuple[list[int], bool]:
+        """Ids of its one text or chat, and whether they end within reasoning.
+
+        Raises InvalidRequest if a chat cannot be rendered, or the prompt is sure to be longer than asked for; or Unavailable.
+        """
+        reply = await self._encode(request)
         return unpack(reply.token_ids[0]), reply.reasoning_open
 
     async def _encode(self, request: tokenizer_pb2.EncodeRequest) -> tokenizer_pb2.EncodeReply:

@@ -53,25 +53,38 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
 
     async def Encode(self, request: tokenizer_pb2.EncodeRequest, context: Any) -> tokenizer_pb2.EncodeReply:  # noqa: N802
         """Texts and chats to token ids."""
-        short = sum(len(text.text) for text in request.texts) <= INLINE_CHARS
+        short = sum(len(text.text) + len(text.pair) for text in request.texts) <= INLINE_CHARS
         if short and not request.HasField("chat"):
             return self._encode(request)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, request)
 
     def _encode(self, request: tokenizer_pb2.EncodeRequest) -> tokenizer_pb2.EncodeReply:
+        for text in request.texts:
+            self._vocabulary.check_length(text.text, request.max_tokens)
         inputs = [self._encode_text(text) for text in request.texts]
         is_open = False
         if request.HasField("chat"):
+            # A template leaves out what an assistant said, sometimes, but never what it was asked.
+            asked = (message.content.strip() for message in request.chat.messages if message.role != "assistant")
+            self._vocabulary.check_length("\n".join(asked), request.max_tokens)
             ids, is_open = self._chats.encode(request.chat)
-            inputs.append(ids)
-        return tokenizer_pb2.EncodeReply(token_ids=[ids.tobytes() for ids in inputs], reasoning_open=is_open)
+            inputs.append((ids, 0))
+        num_first = [number for _, number in inputs]
+        return tokenizer_pb2.EncodeReply(
+            token_ids=[ids.tobytes() for ids, _ in inputs],
+            num_first=num_first if any(num_first) else (),
+            reasoning_open=is_open,
+        )
 
-    def _encode_text(self, text: tokenizer_pb2.Text) -> "array[int]":
-        add_special_tokens = text.add_special_tokens if text.HasField("add_special_tokens") else True
-        written = text.text
-        if text.read_special_tokens and self._specials is not None:
-            written = self._specials.sub(lambda match: self._vocabulary.secret[match[0]], written)
-        return self._vocabulary.encode(written, add_special_tokens=add_special_tokens)
+    def _encode_text(self, text: tokenizer_pb2.Text) -> "tuple[array[int], int]":
+        special = text.add_special_tokens if text.HasField("add_special_tokens") else True
+        if not text.HasField("pair") and not text.max_tokens:
+            written = text.text
+            if text.read_special_tokens and self._specials is not None:
+                written = self._specials.sub(lambda match: self._vocabulary.secret[match[0]], written)
+            return self._vocabulary.encode(written, add_special_tokens=special), 0
+        pair = text.pair if text.HasField("pair") else None
+        return self._vocabulary.encode_pair(text.text, pair, add_special_tokens=special, max_tokens=text.max_tokens)
 
     async def Detokenize(  # noqa: N802
         self, request: tokenizer_pb2.DetokenizeRequest, context: Any

@@ -18,15 +18,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
-from shared.errors import StartupError
+from shared.errors import InvalidRequest, StartupError
 from shared.vocabulary.files import is_guarded, is_special, read_source
 from shared.vocabulary.source import Rules, TextSource
 from shared.vocabulary.token_bytes import token_bytes
 
 _MARK = "\U0010fffd"
 _SECRET = re.compile(f"{_MARK}[0-9a-f]{{38}}{_MARK}")
+# A text of so many characters for each token that it may have is worth a look before all of it is encoded.
+LIKELY_CHARS, LEAST_CHARS = 8, 2
+SURE, SURE_MARGIN = 1.25, 128
+# No text but runs of one character has so many to a token; pieces that say the whole is four times too long are believed.
+ABSURD_CHARS, ABSURD = 32, 4
+NUM_SAMPLES, SAMPLE_CHARS = 16, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,73 @@ class Vocabulary:
     def _plainly(self, text: str) -> str:
         """`text` with the files' spelling of what it spells secretly."""
         return _SECRET.sub(lambda match: self._tokens.get(match[0], match[0]), text) if _MARK in text else text
+
+    def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, max_tokens: int) -> "tuple[array[int], int]":
+        """Token ids of a text and of one that it is judged with, as the model wants them to stand; and how many are the first's.
+
+        Cut to max_tokens, special ones included, if that is not 0: the longer text loses its end. The number is 0 without pair.
+        """
+        tokenizer = self._tokenizer
+        first = tokenizer.encode(text, add_special_tokens=False)
+        second = None if pair is None else tokenizer.encode(pair, add_special_tokens=False)
+        if max_tokens:
+            special = tokenizer.num_special_tokens_to_add(second is not None) if add_special_tokens else 0
+            _shorten(first, second, max(0, max_tokens - special))
+        whole = tokenizer.post_process(first, second, add_special_tokens)
+        return array("I", whole.ids), 0 if second is None else _num_first(whole)
+
+    def check_length(self, text: str, max_tokens: int) -> None:
+        """Raises InvalidRequest if `text` is sure to have more than max_tokens tokens (0: any number is fine).
+
+        Encoding costs a second per megabyte, which everybody else would wait for. Of a text many times too long some pieces
+        say enough; of others a beginning with a quarter more tokens than the whole may have, for where a text is cut changes
+        the tokens next to the cut alone.
+        """
+        if len(text) <= LIKELY_CHARS * max_tokens or not max_tokens:
+            return
+        if len(text) > ABSURD_CHARS * max_tokens:
+            places = range(0, len(text), len(text) // NUM_SAMPLES)
+            num_tokens = self._count("\n".join(text[at : at + SAMPLE_CHARS] for at in places))
+            if num_tokens * len(text) > ABSURD * max_tokens * len(places) * SAMPLE_CHARS:
+                raise _too_long(f"the prompt's {len(text)} characters are many times as much", max_tokens)
+        num_chars = LEAST_CHARS * max_tokens
+        while num_chars < len(text):
+            num_tokens = self._count(text[:num_chars])
+            if num_tokens > SURE * max_tokens + SURE_MARGIN:
+                raise _too_long(
+                    f"the first {num_chars} of the prompt's {len(text)} characters are {num_tokens} tokens", max_tokens
+                )
+            num_chars *= 4
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def _shorten(first: Encoding, second: Encoding | None, room: int) -> None:
+    """Cuts the end of the longer one until both have `room`; an odd token stays with it."""
+    if second is None:
+        first.truncate(room)
+        return
+    shorter, longer = sorted((first, second), key=lambda each: len(each.ids))
+    kept = min(len(shorter.ids), room // 2)
+    shorter.truncate(kept)
+    longer.truncate(room - kept)
+
+
+def _num_first(whole: Encoding) -> int:
+    """Tokens before the first of the second text, less the special ones that stand before it and begin it."""
+    second = next((index for index, number in enumerate(whole.sequence_ids) if number == 1), len(whole.ids))
+    types = whole.type_ids
+    # Where types tell the texts apart they say it best; a model without them has nothing that depends on it.
+    return types.index(1) if 1 in types else second
+
+
+def _too_long(what: str, max_tokens: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"This model's maximum context length is {max_tokens} tokens. However, {what}. Please shorten the prompt.",
+        param="prompt",
+        code="context_length_exceeded",
+    )
 
 
 def load(path: Path) -> Vocabulary:

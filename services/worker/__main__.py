@@ -15,7 +15,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
@@ -40,6 +41,10 @@ from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, WorkerFacts
 from shared.queue.types import Owner
 from shared.rpc import Server, serve
 from shared.vocabulary.files import read_tokens
+
+if TYPE_CHECKING:
+    from kernels import Ops
+    from services.worker.models import EncoderModel, Model
 
 EXIT_STUCK = 70
 SEEN_EVERY_S = 1.0
@@ -98,23 +103,42 @@ def _model_runner(settings: Settings, marks: Marks) -> Built:
     with hollow("torch._meta_registrations"):
         import torch  # noqa: F401
     from kernels import load
-    from services.worker.models import build
-    from services.worker.runtime.kv_cache import plan
-    from services.worker.runtime.runner import KV_DTYPE, ModelRunner, probe, shape_of
+    from services.worker.models import is_encoder
 
     config, path = settings.worker, settings.model_path
     if path is None:
         raise StartupError("a worker needs the model's files: set model_path")
     marks("torch")
-    started_at = time.monotonic()
     ops = load(config.device, cache_dir() / "kernels")
     marks("kernels")
+    return (_encoder if is_encoder(path) else _decoder)(config, path, ops, marks)
+
+
+def _encoder(config: WorkerConfig, path: Path, ops: "Ops", marks: Marks) -> Built:
+    from services.worker.models import build_encoder
+    from services.worker.runtime.encoder_runner import EncoderRunner, probe
+
+    started_at = time.monotonic()
+    model = build_encoder(path, ops, _progress(str(path)), config.max_model_len)
+    _log_weights(model, started_at)
+    marks("weights")
+    runner = EncoderRunner(model, max_num_seqs=config.max_num_seqs, num_threads=config.num_threads)
+    step_s = probe(runner, config.max_step_tokens)
+    logger.info(f"a step of {config.max_step_tokens} tokens takes about {step_s:.2f} s")
+    marks("probe")
+    return Built(runner, step_s)
+
+
+def _decoder(config: WorkerConfig, path: Path, ops: "Ops", marks: Marks) -> Built:
+    from services.worker.models import build
+    from services.worker.runtime.kv_cache import plan
+    from services.worker.runtime.runner import KV_DTYPE, ModelRunner, probe, shape_of
+
+    started_at = time.monotonic()
     model = build(path, ops, _progress(str(path)), config.max_model_len, config.compute, cache_dir() / "repacked")
     if model.compute != config.compute:
         logger.warning(f"compute is {model.compute}: there are no {config.compute} kernels for this processor and model")
-    logger.info(
-        f"weights loaded: {model.num_bytes / 2**20:.0f} MiB, {'+'.join(model.formats)}, in {time.monotonic() - started_at:.1f} s"
-    )
+    _log_weights(model, started_at)
     marks("weights")
     kv_dtype = config.kv_dtype or KV_DTYPE[model.compute]
     kv = plan(shape_of(model, kv_dtype), config.kv_memory, model.max_model_len)
@@ -134,6 +158,11 @@ def _model_runner(settings: Settings, marks: Marks) -> Built:
     logger.info(f"a step of {config.max_step_tokens} tokens takes about {step_s:.2f} s")
     marks("probe")
     return Built(runner, step_s)
+
+
+def _log_weights(model: "Model | EncoderModel", started_at: float) -> None:
+    formats, took_s = "+".join(model.formats), time.monotonic() - started_at
+    logger.info(f"weights loaded: {model.num_bytes / 2**20:.0f} MiB, {formats}, in {took_s:.1f} s")
 
 
 def _progress(name: str) -> Callable[[int, int], None]:
@@ -233,6 +262,9 @@ class Worker:
             "admin_address": self._server.address,
             "max_model_len": limits.max_model_len,
             "vocab_size": limits.vocab_size,
+            "kinds": limits.kinds,
+            "vector_size": limits.vector_size,
+            "pooling": limits.pooling,
             "num_blocks": limits.num_blocks,
             "block_size": limits.block_size,
             "num_free_blocks": stats.free_blocks,

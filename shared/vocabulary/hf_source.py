@@ -48,7 +48,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise StartupError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StartupError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise StartupError(f"{path}: must hold a JSON object")

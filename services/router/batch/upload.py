@@ -13,7 +13,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import Receive
 
 from services.router.batch.files import disk_errors
-from services.router.parse import ClientGone, discard
+from services.router.parse import ClientGone
 from shared.errors import InvalidRequest, RequestTimeout, TooLarge, UnsupportedMediaType
 
 MAX_PARTS = 16
@@ -76,7 +76,6 @@ async def _read(receive: Receive, parts: "_Parts", boundary: bytes, max_bytes: i
         data = message.get("body", b"")
         num_bytes += len(data)
         if num_bytes > max_bytes:
-            await discard(receive)
             raise TooLarge(f"The upload is larger than {max_bytes} bytes, the most this server accepts.")
         try:
             parser.write(data)

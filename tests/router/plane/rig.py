@@ -73,7 +73,8 @@ class SimWorker:
             runner, limits, on_step=consumer.on_step, on_tick=consumer.on_tick, on_fatal=rig.fatal.append, tick_s=0.05
         )
         model = {"model": model_name(MODEL), "max_model_len": spec.max_model_len, "vocab_size": spec.vocab_size}
-        facts = WorkerFacts(worker_id, owner.boot_id, {**model, "fingerprint": runner.limits.fingerprint})
+        kinds = {"kinds": runner.limits.kinds, "vector_size": runner.limits.vector_size, "pooling": runner.limits.pooling}
+        facts = WorkerFacts(worker_id, owner.boot_id, {**model, **kinds, "fingerprint": runner.limits.fingerprint})
         await registry.announce_worker(facts)
         engine.start()
         consumer.start(engine)
@@ -118,9 +119,8 @@ class Rig:
     async def add_tokenizer(self) -> rpc.Server:
         """One more replica."""
         threads = ThreadPoolExecutor(1)
-        servicer = TokenizerServicer(
-            vocabulary(), ChatEncoder(vocabulary(), _no_templates), threads, Grammars.of(vocabulary(), 1)
-        )
+        grammars = Grammars.of(vocabulary(), 1)
+        servicer = TokenizerServicer(vocabulary(), ChatEncoder(vocabulary(), _no_templates), threads, grammars)
         address = f"unix:{self.folder}/t{len(self.tokenizers)}"
         server = await rpc.serve(address, [(tokenizer_pb2_grpc.add_TokenizerServicer_to_server, servicer)])
         self.tokenizers.append(server)

@@ -32,7 +32,7 @@ class Call:
 
     async def read(self) -> tokenizer_pb2.DecodeReply:
         reply = await self.replies.get()
-        if self.made.breaks and random.random() < 0.2:
+        if self.made.breaks is not None and self.made.breaks.random() < 0.2:
             raise ConnectionError("broken by the test")
         return reply
 
@@ -41,9 +41,9 @@ class Call:
 
 
 class Tokenizers:
-    """One replica, which is its own stub. num_ids: how many it was sent."""
+    """One replica, which is its own stub. breaks: draws when its streams do, if they do. num_ids: how many it was sent."""
 
-    def __init__(self, *, breaks: bool):
+    def __init__(self, *, breaks: random.Random | None = None):
         self.breaks = breaks
         self.num_ids = 0
         self.num_garbled = 0
@@ -116,23 +116,51 @@ async def test_any_mix_spells_what_its_bytes_spell(breaks: bool) -> None:
     for seed in range(40 if not breaks else 8):
         rng = random.Random(seed)
         token_ids = rng.choices(range(len(TABLE)), weights=[8, 8, 1, 1, 1, 1, 1, 1, 1, 1, 1], k=rng.randint(1, 40))
-        assert await text_of(Tokenizers(breaks=breaks), token_ids, rule(), rng) == spelled(token_ids), (seed, token_ids)
+        tokenizers = Tokenizers(breaks=rng if breaks else None)
+        assert await text_of(tokenizers, token_ids, rule(), rng) == spelled(token_ids), (seed, token_ids)
+
+
+class Breaking(Call):
+    """A stream that breaks when it is told to."""
+
+    async def read(self) -> tokenizer_pb2.DecodeReply:
+        await self.replies.get()
+        raise ConnectionError("broken by the test")
+
+
+@pytest.mark.parametrize("num_turns", range(-4, 5))
+async def test_a_cancel_that_meets_a_break_is_not_lost(num_turns: int) -> None:
+    tokenizers = Tokenizers()
+    call = Breaking(tokenizers)
+    tokenizers.Decode = lambda: call
+    running = asyncio.create_task(Decoder(tokenizers).run())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    steps = [running.cancel, lambda: call.replies.put_nowait(tokenizer_pb2.DecodeReply())]
+    for step in steps if num_turns > 0 else reversed(steps):
+        step()
+        for _ in range(abs(num_turns)):
+            await asyncio.sleep(0)
+    done, _ = await asyncio.wait([running], timeout=10)
+    running.cancel()
+    assert done
+    assert running.cancelled()
 
 
 async def test_plain_text_never_meets_the_tokenizer() -> None:
-    tokenizers = Tokenizers(breaks=False)
+    tokenizers = Tokenizers()
     assert await text_of(tokenizers, [0, 1, 2] * 50, rule(), random.Random(1)) == " thea" * 50
     assert tokenizers.num_ids == 0
 
 
 async def test_text_after_a_cut_character_is_plain_again() -> None:
-    tokenizers = Tokenizers(breaks=False)
+    tokenizers = Tokenizers()
     token_ids = [0, 4, 5, *[1] * 200]
     assert await text_of(tokenizers, token_ids, rule(), random.Random(1)) == " theé" + "a" * 200
     assert tokenizers.num_ids < 60
 
 
 async def test_stop_strings_are_the_tokenizer_s() -> None:
-    tokenizers = Tokenizers(breaks=False)
+    tokenizers = Tokenizers()
     assert await text_of(tokenizers, [0, 1, 0], rule("xyz"), random.Random(1)) == " thea the"
     assert tokenizers.num_ids == 3

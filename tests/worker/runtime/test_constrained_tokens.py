@@ -17,6 +17,7 @@ import pytest
 
 from kernels import Ops
 from services.worker.models import Model, build
+from services.worker.runtime import grammar
 from services.worker.runtime.grammar import MAX_KEPT, Grammars
 from services.worker.runtime.masks import FAILED
 from shared.errors import InvalidRequest
@@ -156,13 +157,10 @@ DEAD: dict[str, dict[str, Any]] = {
     "bias against grammar": {"grammar": Grammar("regex", "ab"), "bad_word_ids": ((3 + ord("a"), 3 + ord("b")),)},
     "no guide": {"grammar": Grammar("regex", "ab")},
 }
-# Takes more steps than the library spends on a token.
-EXPLODING = Grammar("lark", "start: a0\n" + "\n".join(f"a{i}: a{i + 1} a{i + 1}" for i in range(900)) + '\na900: "x"')
 
 
 def test_a_dead_end_ends_its_own_sequence_and_no_other(model: Model, solo: dict[str, list[int]]) -> None:
     works = [(name, PROMPT, replace(PLAIN, **changes)) for name, changes in DEAD.items()]
-    works.append(("exploding", PROMPT, replace(PLAIN, grammar=EXPLODING)))
     with engine_of(model) as engine:
         prepare: Callable[[SamplingParams], object] = engine.runner.prepare
         # One sequence comes without what its grammar was compiled to: a fault of ours is contained as well.
@@ -172,7 +170,19 @@ def test_a_dead_end_ends_its_own_sequence_and_no_other(model: Model, solo: dict[
         for name, _, _ in works:
             assert engine.finishes[name, 0].reason == "error", name
         assert "leaves no token" in str(engine.finishes["too early to end", 0].error)
-        assert engine.finishes["exploding", 0].error == FAILED
+        assert engine.finishes["no guide", 0].error == FAILED
+
+
+def test_too_much_work_per_token_ends_its_own_sequence_and_no_other(
+    model: Model, solo: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar, "LIMITS", {**grammar.LIMITS, "step_max_items": 20})
+    ambiguous = Grammar("lark", 'start: e\ne: e e | e e e | "a" | "b"')
+    with engine_of(model) as engine:
+        engine.run([("ambiguous", PROMPT, replace(PLAIN, grammar=ambiguous)), ("regex", PROMPT, PARAMS["regex"])])
+        finish = engine.finishes["ambiguous", 0]
+        assert (finish.reason, finish.error, finish.num_tokens) == ("error", FAILED, 1)
+        assert engine.tokens["regex", 0] == solo["regex"]
 
 
 def test_what_cannot_be_compiled_is_refused(model: Model) -> None:

@@ -268,7 +268,7 @@ def test_bias_that_leaves_no_token_is_an_error_of_its_row(model: Model) -> None:
     runner = runner_of(model, 8)
     params = SamplingParams(seed=1, max_tokens=4, min_tokens=4, stop_token_ids=tuple(range(131)))
     step = Step([Row(1, 0, PROMPT[:5], [3], True)], [Start(1, 0, params, PROMPT[:5], [])])
-    assert "leave no token" in (runner.run(step).rows[0].error or "")
+    assert "leaves no token" in (runner.run(step).rows[0].error or "")
 
 
 def test_the_fingerprint_names_all_that_numbers_depend_on(model: Model) -> None:
