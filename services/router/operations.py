@@ -61,6 +61,10 @@ OPERATIONS: Mapping[str, Operation] = {
     "POST /v1/completions": Operation(
         "Continues prompts.", shapes.Completion, bodies=(CompletionBody,), events=shapes.Completion
     ),
+    "POST /v1/embeddings": Operation("A vector of each input.", shapes_vectors.Embeddings, bodies=(EmbeddingBody,)),
+    "POST /v1/score": Operation("How well texts fit each other.", shapes_vectors.Scores, bodies=(ScoreBody,)),
+    "POST /v1/rerank": Operation("Documents that fit best first.", shapes_vectors.Ranking, bodies=(RerankBody,)),
+    "POST /v2/rerank": Operation("The same under Cohere's newer path.", shapes_vectors.Ranking, bodies=(RerankBody,)),
     "POST /v1/messages": Operation(
         "Answers a message of Anthropic's.",
         shapes_anthropic.MessageAnswer,
@@ -81,10 +85,6 @@ OPERATIONS: Mapping[str, Operation] = {
         path={"rid": "The id of the answer without its prefix."},
         query={"starting_after": "The id of the last event that arrived; the header Last-Event-ID says the same."},
     ),
-    "POST /v1/embeddings": Operation("A vector for each input.", shapes_vectors.Embeddings, bodies=(EmbeddingBody,)),
-    "POST /v1/score": Operation("How well texts fit each other.", shapes_vectors.Scores, bodies=(ScoreBody,)),
-    "POST /v1/rerank": Operation("The documents that fit a query best.", shapes_vectors.Ranking, bodies=(RerankBody,)),
-    "POST /v2/rerank": Operation("The same as /v1/rerank.", shapes_vectors.Ranking, bodies=(RerankBody,)),
     "POST /v1/files": Operation("Keeps a file.", shapes_files.FileObject, form=_UPLOAD),
     "GET /v1/files": Operation("One's own files.", shapes_files.FileList, query=_PAGE),
     "GET /v1/files/{file_id}": Operation("What is known of a file.", shapes_files.FileObject, path=_FILE),
@@ -103,7 +103,7 @@ OPERATIONS: Mapping[str, Operation] = {
         events=shapes_responses.ResponseEvent,
     ),
     "POST /v1/responses/input_tokens": Operation(
-        "How many tokens a response's prompt is.", shapes_vectors.InputTokens, bodies=(ResponsesBody,)
+        "How many tokens a response's prompt is.", shapes_responses.ResponseCount, bodies=(ResponsesBody,)
     ),
     "GET /v1/responses/{response_id}": Operation(
         "A response that is kept, or its events.",

@@ -104,6 +104,13 @@ class ResponseDeleted(Shape):
     deleted: Literal[True]
 
 
+class ResponseCount(Shape):
+    """How long a prompt is."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class ResponseItems(Shape):
     """A page of what was asked."""
 

@@ -1,6 +1,8 @@
-"""What answers about vectors and scores look like: OpenAI's, vLLM's, Cohere's shapes. It knows nothing of how they are made."""
+"""What answers about embeddings and scores look like. It knows nothing of how they are made."""
 
 from typing import Literal
+
+from msgspec import UNSET, UnsetType
 
 from services.router.shapes import Shape
 
@@ -13,7 +15,7 @@ class VectorUsage(Shape):
 
 
 class Embedding(Shape):
-    """One vector: numbers, or float32 little-endian in base64."""
+    """One input's vector, as numbers or as base64 of float32 little-endian."""
 
     object: Literal["embedding"]
     index: int
@@ -21,16 +23,16 @@ class Embedding(Shape):
 
 
 class Embeddings(Shape):
-    """A vector per input, in order."""
+    """A vector for each input."""
 
     object: Literal["list"]
     model: str
-    data: list[Embedding]
     usage: VectorUsage
+    data: list[Embedding]
 
 
 class Score(Shape):
-    """How well a pair fits."""
+    """How well one pair fits."""
 
     index: int
     object: Literal["score"]
@@ -38,7 +40,7 @@ class Score(Shape):
 
 
 class Scores(Shape):
-    """A score per pair, in order."""
+    """A score for each pair."""
 
     id: str
     object: Literal["list"]
@@ -49,30 +51,23 @@ class Scores(Shape):
 
 
 class RankedDocument(Shape):
-    """A document as it was given."""
+    """Its text."""
 
     text: str
 
 
 class Ranked(Shape):
-    """Where a document stood among those given, and how well it fits."""
+    """One document, by its place among those sent."""
 
     index: int
     relevance_score: float
-    document: RankedDocument | None = None
+    document: RankedDocument | UnsetType = UNSET
 
 
 class Ranking(Shape):
-    """The documents that fit best, best first."""
+    """Documents, those that fit best first."""
 
     id: str
     model: str
-    results: list[Ranked]
     usage: VectorUsage
-
-
-class InputTokens(Shape):
-    """How many tokens a response's prompt is."""
-
-    object: Literal["response.input_tokens"]
-    input_tokens: int
+    results: list[Ranked]

@@ -6,7 +6,7 @@ import httpx
 import msgspec
 import pytest
 
-from services.router import shapes, shapes_anthropic, shapes_files, shapes_responses
+from services.router import shapes, shapes_anthropic, shapes_files, shapes_responses, shapes_vectors
 from services.router.app import ENDPOINTS
 from services.router.batch.files import FileRecord
 from services.router.batch.record import Batch, Fault
@@ -114,6 +114,16 @@ async def test_messages_have_the_shapes_that_are_described(client: httpx.AsyncCl
     assert msgspec.json.decode(whole.content, type=shapes_anthropic.MessageAnswer).stop_reason == "end_turn"
     wrong = await client.post("/v1/messages", json=body | {"max_tokens": "x"})
     assert msgspec.json.decode(wrong.content, type=shapes_anthropic.MessageError).error.type == "invalid_request_error"
+
+
+async def test_vectors_have_the_shapes_that_are_described(client: httpx.AsyncClient) -> None:
+    for as_text in ("float", "base64"):
+        answer = await client.post("/v1/embeddings", json={"model": "tiny", "input": ["a", "b"], "encoding_format": as_text})
+        assert len(msgspec.json.decode(answer.content, type=shapes_vectors.Embeddings).data) == 2
+    answer = await client.post("/v1/score", json={"model": "tiny", "text_1": "a", "text_2": ["b", "c"]})
+    assert len(msgspec.json.decode(answer.content, type=shapes_vectors.Scores).data) == 2
+    answer = await client.post("/v2/rerank", json={"model": "tiny", "query": "a", "documents": ["b", "c"]})
+    assert len(msgspec.json.decode(answer.content, type=shapes_vectors.Ranking).results) == 2
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
