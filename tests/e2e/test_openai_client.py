@@ -68,7 +68,7 @@ def test_an_answer_is_parsed_into_a_type(api: openai.OpenAI) -> None:
 
 
 def test_a_tool_is_called_and_answered(api: openai.OpenAI) -> None:
-    asked: Any = {**SHORT, "tools": [TOOL]}
+    asked: Any = {**SHORT, "max_tokens": 48, "tools": [TOOL], "parallel_tool_calls": False}
     message = api.chat.completions.create(**asked, messages=QUESTION, tool_choice="required").choices[0].message
     assert message.tool_calls
     call = message.tool_calls[0]
