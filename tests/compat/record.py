@@ -51,7 +51,7 @@ class _Recorder:
             noted.setdefault(name, []).append(str(value))
         # A part of a test has a report of its own.
         part = getattr(report, "context", None)
-        name = report.nodeid if part is None else f"{report.nodeid} {part.msg or dict(part.kwargs)}"
+        name = report.nodeid if part is None else f"{report.nodeid} {part.msg or ''}".strip()
         line = {"test": name, "outcome": report.outcome, **noted}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -109,5 +109,11 @@ SUITES = (
     Suite("LiteLLM", ("litellm==1.110.2", *PYTEST), ("with_litellm.py",)),
     Suite("anthropic", ("anthropic==2.14.0", *PYTEST), ("with_anthropic.py",)),
     # Most of the requests that it makes set no limit to the answer.
-    Suite("schemathesis", ("schemathesis==4.32.5", *PYTEST), ("with_schemathesis.py",), flags=("--max-model-len", "128")),
+    # It knows pytest's inner names of 9.0.
+    Suite(
+        "schemathesis",
+        ("schemathesis==4.32.5", "pytest==9.0.3", "pytest-timeout==2.4.0"),
+        ("with_schemathesis.py",),
+        flags=("--max-model-len", "128"),
+    ),
 )

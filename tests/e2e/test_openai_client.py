@@ -85,7 +85,7 @@ def test_a_tool_is_called_and_answered(api: openai.OpenAI) -> None:
 
 
 def test_completions(api: openai.OpenAI) -> None:
-    asked: Any = {**SHORT, "max_tokens": 4, "prompt": ["Once upon", "There was"], "n": 2, "echo": True, "logprobs": 1}
+    asked: Any = {**SHORT, "max_tokens": 4, "prompt": ["Once upon", "There was"], "n": 2, "logprobs": 1}
     whole = api.completions.create(**asked)
     assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
     texts = ["", "", "", ""]
