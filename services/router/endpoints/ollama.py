@@ -80,7 +80,9 @@ async def embed(exchange: Exchange, front: Front) -> None:
     _note_ignored(exchange, front, value, unknown)
     head = {"model": asked.model}
     if not asked.input:
-        check_model(GenerateRequest(model=served_name(front, asked.model), tenant="", prompt=""), front.plane.model.names)
+        check_model(
+            GenerateRequest(model=served_name(front, asked.model), identity=exchange.identity, prompt=""), front.plane.model.names
+        )
         await exchange.answer_object(head | {"embeddings": []})
         return
     with speaking({"truncate_prompt_tokens": "truncate"}):
