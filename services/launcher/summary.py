@@ -23,7 +23,9 @@ TRY = {
 def summary(settings: Settings, began_at: float, starts: Mapping[str, tuple[float, Start]], now: float) -> str:
     """The lines. starts: when each child was started, and how that went; all times are of `time.monotonic`."""
     http, grpc_port, admin = settings.router.ports
-    host = settings.router.host
+    host, admin_host = settings.router.host, settings.router.admin_host
+    scheme = "http" if settings.router.tls_cert_file is None else "https"
+    key = "" if settings.router.keys_file is None else " -H 'Authorization: Bearer KEY'"
     name = settings.names[0]
     kinds = {kind for _, start in starts.values() for kind in start.facts.get("kinds", ())}
     path, body = next((tried for kind, tried in TRY.items() if kind in kinds), TRY["generate"])
@@ -32,8 +34,8 @@ def summary(settings: Settings, began_at: float, starts: Mapping[str, tuple[floa
         *_where_the_time_went(began_at, starts, now),
         f"  model    {name}  ({settings.model_path})",
         *(_worker_line(child, start.facts) for child, (_, start) in starts.items() if "fingerprint" in start.facts),
-        f"  OpenAI   http://{host}:{http}/v1      gRPC {host}:{grpc_port}      admin http://{host}:{admin}",
-        f"  try      curl http://{host}:{http}{path} -H 'Content-Type: application/json' \\",
+        f"  OpenAI   {scheme}://{host}:{http}/v1      gRPC {host}:{grpc_port}      admin http://{admin_host}:{admin}",
+        f"  try      curl {scheme}://{host}:{http}{path}{key} -H 'Content-Type: application/json' \\",
         f"             -d '{body}'",
         "  Ctrl-C ends it",
     ]

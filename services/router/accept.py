@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from services.router.auth import Identity
 from services.router.chats import chat_message, check_chat, check_num_messages
 from services.router.extras import check_best_of, extras_of
 from services.router.generate import DEFAULT_BAND, GenerateRequest
@@ -47,7 +48,7 @@ _SAME_NAME = (
 class Caller:
     """Who asks, and what came beside the body. after: the id of the last event it got. band: whatever the body says."""
 
-    tenant: str
+    identity: Identity
     idempotency_key: str | None
     deadline_ms: int
     trace: types_pb2.TraceContext
@@ -155,7 +156,7 @@ def proto_request(message: router_pb2.ChatRequest | router_pb2.CompleteRequest, 
         check_text(prompt, field)
     request = GenerateRequest(
         model=message.model,
-        tenant=caller.tenant,
+        identity=caller.identity,
         prompt=prompt,
         sampling=from_proto(options.sampling),
         echo=isinstance(message, router_pb2.CompleteRequest) and message.echo,
@@ -244,7 +245,7 @@ def _request(
     goes_on = body.stream and caller.idempotency_key is not None and key in (None, caller.idempotency_key)
     request = GenerateRequest(
         model=body.model,
-        tenant=caller.tenant,
+        identity=caller.identity,
         prompt=prompt,
         sampling=sampling,
         echo=isinstance(body, CompletionBody) and bool(body.echo),

@@ -1,18 +1,20 @@
 """The HTTP applications: which path is answered by what, and the one layer that everything passes.
 
 That layer, in order: headers within bounds, a caller (before routing, and on the raw path, so that no other spelling of
-a path gets around it), then the endpoint; every error becomes OpenAI's object here. It knows nothing of what endpoints do.
+a path gets around it), its rate limits, then the endpoint; every error becomes OpenAI's object here. It knows nothing of
+what endpoints do.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.router.answers import shown
-from services.router.auth import PUBLIC_PATHS, authenticate
+from services.router.auth import PUBLIC_PATHS
 from services.router.endpoints import (
     batches,
     chat,
@@ -171,6 +173,14 @@ class _Layer:
             return
         exchange.check_host()
         if self._public is not None and scope["raw_path"] not in self._public:
-            authorization = exchange.headers.get(b"authorization")
-            exchange.tenant = authenticate(None if authorization is None else authorization.decode("latin-1"))
+            keys = self._front.keys
+            exchange.identity = keys.authenticate(exchange.values(b"authorization"), exchange.values(b"x-api-key"))
+            if exchange.identity.is_limited:
+                await self._limit(exchange, scope["method"])
         await self._router(scope, receive, send)
+
+    async def _limit(self, exchange: Exchange, method: str) -> None:
+        """Before the body is read: too much is refused cheaply. What only asks for facts takes nothing from the limits."""
+        limiter, identity = self._front.plane.limiter, exchange.identity
+        exchange.standing = partial(limiter.headers, identity)
+        await (limiter.look(identity) if method in ("GET", "HEAD") else limiter.enter(identity))

@@ -7,7 +7,7 @@ import asyncio
 import os
 import re
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from services.router.accept import Caller
+from services.router.auth import ANONYMOUS
 from services.router.batch.upload import Form, read_form
 from services.router.errors_http import OPENAI, ErrorStyle, Headers, error_headers
 from services.router.parse import ClientGone, check_media_type, discard, parse_object, read_body
@@ -59,10 +60,12 @@ class Exchange:
         self.scope = scope
         self.answered = 0
         self.endpoint = "none"
-        self.tenant = ""
+        self.identity = ANONYMOUS
         self.band: int | None = None
         self.style: ErrorStyle = OPENAI
         self.extra_headers: Headers = []
+        # How the caller's limits stand when the answer begins.
+        self.standing: Callable[[], list[tuple[str, str]]] = list
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         offered = self.headers.get(b"x-request-id", b"")
         self.request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex.encode()
@@ -77,6 +80,15 @@ class Exchange:
         params: dict[str, Any] = self.scope["path_params"]
         return params
 
+    @property
+    def tenant(self) -> str:
+        """Whose exchange it is."""
+        return self.identity.tenant
+
+    def values(self, name: bytes) -> list[bytes]:
+        """Every value that was sent of one header."""
+        return [value for key, value in self.scope["headers"] if key == name]
+
     def header_fault(self) -> str | None:
         """What is too much about the headers, or None."""
         received = self.scope["headers"]
@@ -88,7 +100,7 @@ class Exchange:
 
     def check_host(self) -> None:
         """Raises InvalidRequest unless there is exactly one well-formed Host (none in HTTP/1.0)."""
-        hosts = [value for name, value in self.scope["headers"] if name == b"host"]
+        hosts = self.values(b"host")
         if len(hosts) > 1 or (hosts and not _HOST.fullmatch(hosts[0])):
             raise InvalidRequest("The Host header is malformed or given twice.", code="invalid_host")
 
@@ -118,7 +130,7 @@ class Exchange:
         key = self.headers.get(b"idempotency-key")
         traced = {name: self.headers.get(name.encode(), b"").decode("latin-1") for name in ("traceparent", "tracestate")}
         return Caller(
-            tenant=self.tenant,
+            identity=self.identity,
             idempotency_key=None if key is None else key.decode("latin-1"),
             deadline_ms=int(deadline),
             trace=context_from_headers(traced),
@@ -160,8 +172,7 @@ class Exchange:
         closes = (b"connection", b"close") in headers or self.headers.get(b"connection", b"").lower() == b"close"
         if closes and self._more_body and not isinstance(error, RequestTimeout):
             await discard(self._receive, self.headers)
-        body = self.style.body(error, self.request_id)
-        await self.answer(self.style.status(error), body, headers=headers)
+        await self.answer(self.style.status(error), self.style.body(error, self.request_id), headers=headers)
 
     async def answer_file(self, path: Path) -> None:
         """The whole answer is what stands at `path`, sent as fast as the client reads. Raises NotFound if there is nothing."""
@@ -197,7 +208,8 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def _send_head(self, status: int, headers: Headers) -> None:
-        head = [*headers, (b"x-request-id", self.request_id), *self.extra_headers]
+        standing = [(name.encode(), value.encode()) for name, value in self.standing()]
+        head = [*headers, (b"x-request-id", self.request_id), *self.extra_headers, *standing]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def while_listening(self, work: Coroutine[Any, Any, Result], *, idle: Idle | None = None) -> Result:

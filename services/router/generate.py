@@ -11,10 +11,12 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 
 from services.router import position as positions
+from services.router.auth import Identity
 from services.router.bad_words import spellings_of, texts_of
 from services.router.choice import ChoiceEnd, DecodeRule, EndReason, Event, TextDelta
 from services.router.generation import CancelReason, Ending, Facts, Generation, Road
 from services.router.ledger import Ledger
+from services.router.limiter import Limiter
 from services.router.reading import formats, reading_of, sampling_of
 from services.router.request import DEFAULT_BAND, GenerateRequest, Prompt
 from services.router.resume import Resumer
@@ -80,6 +82,7 @@ class Generator:
         queue: Queue,
         tokenizers: Tokenizers,
         workers: Workers,
+        limiter: Limiter,
         *,
         router_id: str,
         keys: Sequence[bytes],
@@ -93,6 +96,7 @@ class Generator:
         self._queue = queue
         self._tokenizers = tokenizers
         self._workers = workers
+        self._limiter = limiter
         self._router_id = router_id
         self._keys = keys
         self._names = names
@@ -109,15 +113,17 @@ class Generator:
         """
         limits = self.check(request)
         description = await self._tokenizers.describe()
-        # What is cut is not too long.
-        most = limits.max_model_len if request.truncate_prompt_tokens is None else 0
+        # What is to be cut may be too long.
+        most = 0 if request.truncate_prompt_tokens is not None else limits.max_model_len
         token_ids, reading, request = await self._texts(request, description, most)
         prepared = self._prepare(request, truncated(request, token_ids, limits), reading, limits)
         new = self._new_request(request, prepared)
         after = _position(request.after, prepared.rid, prepared.params.n)
-        generation = self._generation(new, prepared.payload, prepared.deadline_s, description.eos_token_ids, after)
-        crash.point("router.accepted")
-        await self._settle(generation, self._resumer.put(generation, new))
+        async with self._limiter.charged(request.identity, new.rid, new.num_tokens, prepared.deadline_s) as settles:
+            generation = self._generation(new, prepared.payload, prepared.deadline_s, description.eos_token_ids, after)
+            crash.point("router.accepted")
+            await self._settle(generation, self._resumer.put(generation, new))
+            settles(generation)
         return generation
 
     def check(self, request: GenerateRequest) -> ModelLimits:
@@ -138,21 +144,23 @@ class Generator:
         token_ids, _ = await self._encode(request, await self._tokenizers.describe(), 0)
         return len(token_ids)
 
-    async def resume(self, rid: str, after: str, tenant: str) -> tuple[Generation, types_pb2.Shape]:
+    async def resume(self, rid: str, after: str, identity: Identity) -> tuple[Generation, types_pb2.Shape]:
         """Take up a tenant's stream after the event whose id is `after`, or from the beginning; and how it was answered.
 
         Raises NotFound for a rid the tenant does not have or that is too old, InvalidRequest for an id that is none of
-        this stream's, and the error that the request ended with.
+        this stream's, RateLimited as for a new one unless it is still under way, and the error that the request ended with.
         """
-        request = await self._resumer.asked(rid, tenant)
+        request = replace(await self._resumer.asked(rid, identity.tenant), weight=identity.weight)
         payload = open_sealed(request.payload, rid, self._keys)
         if payload.kind != types_pb2.KIND_GENERATE:
             raise InvalidRequest("This request has no stream to take up: send it again with its idempotency key.", param="rid")
         position = _position(after, rid, payload.sampling.n or 1)
         description = await self._tokenizers.describe()
         deadline_s = request.deadline_ms / 1000 if request.deadline_ms else self._default_deadline_s
-        generation = self._generation(request, payload, deadline_s, description.eos_token_ids, position)
-        await self._settle(generation, self._resumer.attach(generation, request))
+        async with self._limiter.charged(identity, rid, request.num_tokens, deadline_s) as settles:
+            generation = self._generation(request, payload, deadline_s, description.eos_token_ids, position)
+            await self._settle(generation, self._resumer.attach(generation, request))
+            settles(generation)
         return generation, payload.shape
 
     def _generation(
@@ -317,6 +325,7 @@ class Generator:
             band=request.band,
             deadline_ms=int(prepared.deadline_s * 1000),
             warm_key=warm[-1] if len(warm) == WARM_BLOCKS else None,
+            weight=request.identity.weight,
         )
 
     def _abandon(self, generation: Generation, error: RoadtrainError) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from services.router.auth import Identity
 from services.router.generate import GenerateRequest, Generation
+from services.router.limiter import Limiter
 from services.router.store import Store
 from services.router.tokenizer import Encoded
 from services.router.validate import ModelLimits
@@ -62,7 +64,7 @@ class Starter(Protocol):
         """See Generator.num_prompt_tokens."""
         ...
 
-    async def resume(self, rid: str, after: str, tenant: str) -> tuple[Generation, types_pb2.Shape]:
+    async def resume(self, rid: str, after: str, identity: Identity) -> tuple[Generation, types_pb2.Shape]:
         """See Generator.resume."""
         ...
 
@@ -100,6 +102,11 @@ class Plane(Protocol):
         ...
 
     @property
+    def limiter(self) -> Limiter:
+        """The rate limits of keys."""
+        ...
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """Token bytes, for log-probabilities."""
         ...
@@ -122,6 +129,11 @@ class Plane(Protocol):
     @property
     def num_protocol_errors(self) -> int:
         """Calls to and from other services that ended because of what was said on them."""
+        ...
+
+    @property
+    def num_refused_peers(self) -> int:
+        """Calls of other services that their certificates are not for."""
         ...
 
     def not_ready(self) -> str | None:

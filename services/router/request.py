@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from services.router.auth import Identity
 from services.router.tools import ToolUse
 from shared.pb import tokenizer_pb2, types_pb2
 from shared.sampling import SamplingParams
@@ -48,7 +49,7 @@ class GenerateRequest:
     """
 
     model: str
-    tenant: str
+    identity: Identity
     prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
     echo: bool = False
@@ -67,3 +68,8 @@ class GenerateRequest:
     tools: ToolUse | None = None
     hide_reasoning: bool = False
     wanted: Wanted | None = None
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.identity.tenant

@@ -15,6 +15,7 @@ import grpc
 from services.router.sequencer import pack, unpack
 from shared import rpc
 from shared.errors import InternalError, InvalidRequest, RoadtrainError, TooLarge, Unavailable
+from shared.mtls import Peer
 from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
 
 # A call on a small input is answered in milliseconds; a large one gets time by its size.
@@ -65,10 +66,10 @@ class Encoded:
 class Replica:
     """One tokenizer process."""
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, peer: Peer | None):
         self.address = address
         self.checked = False
-        self._channel = rpc.connect(address)
+        self._channel = rpc.connect(address, peer)
         self.stub = tokenizer_pb2_grpc.TokenizerStub(self._channel)
 
     async def close(self) -> None:
@@ -79,8 +80,8 @@ class Replica:
 class Tokenizers:
     """All replicas of the model's tokenizer. The first one that answers says what the model is; others must agree."""
 
-    def __init__(self, addresses: Sequence[str]):
-        self._replicas = [Replica(address) for address in addresses]
+    def __init__(self, addresses: Sequence[str], peer: Peer | None = None):
+        self._replicas = [Replica(address, peer) for address in addresses]
         self._first = 0
         self._description: tokenizer_pb2.Description | None = None
         self._vocabulary: TokenBytes | None = None

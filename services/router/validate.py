@@ -36,12 +36,12 @@ _CANNOT = {
 
 
 def check_model(request: GenerateRequest, names: tuple[str, ...]) -> None:
-    """Raises NotFound if the request asks for a model that is not here."""
+    """Raises NotFound if the request asks for a model that is not here, PermissionDenied if it is not for this caller."""
     if request.model not in names:
-        shown = ", ".join(f"'{name}'" for name in names)
-        raise NotFound(
-            f"The model '{request.model[:200]}' does not exist here; use one of {shown}.", param="model", code="model_not_found"
-        )
+        shown = ", ".join(f"'{name}'" for name in names if request.identity.may_use(name))
+        cure = f"; use one of {shown}" if shown else ""
+        raise NotFound(f"The model '{request.model[:200]}' does not exist here{cure}.", param="model", code="model_not_found")
+    request.identity.check_model(request.model)
 
 
 def check_kind(request: GenerateRequest, limits: ModelLimits) -> None:

@@ -169,7 +169,7 @@ def _base(request: VectorRequest) -> GenerateRequest:
     """What the requests of all inputs have in common, checked as far as it goes."""
     base = GenerateRequest(
         model=request.model,
-        tenant=request.caller.tenant,
+        identity=request.caller.identity,
         prompt=(),
         wanted=request.wanted,
         band=request.band if request.caller.band is None else request.caller.band,

@@ -18,6 +18,7 @@ from services.tokenizer.vocab import Vocabulary, pattern_of
 from shared import rpc
 from shared.config import Settings
 from shared.errors import InvalidRequest, StartupError
+from shared.mtls import read_papers
 from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc
 from shared.sampling import grammar_of
 
@@ -78,13 +79,13 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
 
     def _encode_text(self, text: tokenizer_pb2.Text) -> "tuple[array[int], int]":
         special = text.add_special_tokens if text.HasField("add_special_tokens") else True
+        written = text.text
+        if text.read_special_tokens and self._specials is not None:
+            written = self._specials.sub(lambda match: self._vocabulary.secret[match[0]], written)
         if not text.HasField("pair") and not text.max_tokens:
-            written = text.text
-            if text.read_special_tokens and self._specials is not None:
-                written = self._specials.sub(lambda match: self._vocabulary.secret[match[0]], written)
             return self._vocabulary.encode(written, add_special_tokens=special), 0
         pair = text.pair if text.HasField("pair") else None
-        return self._vocabulary.encode_pair(text.text, pair, add_special_tokens=special, max_tokens=text.max_tokens)
+        return self._vocabulary.encode_pair(written, pair, add_special_tokens=special, max_tokens=text.max_tokens)
 
     async def Detokenize(  # noqa: N802
         self, request: tokenizer_pb2.DetokenizeRequest, context: Any
@@ -177,6 +178,7 @@ async def serve(settings: Settings) -> TokenizerServer:
     if settings.model_path is None:
         raise StartupError("the tokenizer needs the model's files; name them with --model-path")
     num_threads = settings.tokenizer.num_threads
+    papers = read_papers(settings.certs_dir, "tokenizer")
     vocabulary = vocab.load(Path(settings.model_path))
     pool = RenderPool(vocabulary.source.path, vocabulary.source.templates, num_threads)
     threads = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
@@ -184,7 +186,7 @@ async def serve(settings: Settings) -> TokenizerServer:
     servicer = TokenizerServicer(vocabulary, ChatEncoder(vocabulary, pool.render), threads, grammars)
     registration = (tokenizer_pb2_grpc.add_TokenizerServicer_to_server, servicer)
     try:
-        server = await rpc.serve(settings.tokenizer.address, [registration], setting="--tokenizer.address")
+        server = await rpc.serve(settings.tokenizer.address, [registration], setting="--tokenizer.address", guard=papers)
     except BaseException:
         pool.close()
         threads.shutdown()

@@ -60,18 +60,6 @@ class Vocabulary:
         """Token ids; special tokens only where `text` holds secret spellings, and at the ends if asked. Releases the GIL."""
         return array("I", self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The whole text that the ids are, special tokens spelled as the model's files spell them. Releases the GIL."""
-        return self._plainly(self._tokenizer.decode(token_ids, skip_special_tokens=False))
-
-    def token(self, token_id: int) -> str:
-        """A token as the vocabulary spells it; empty for an id that has none."""
-        return self._plainly(self._tokenizer.id_to_token(token_id) or "")
-
-    def _plainly(self, text: str) -> str:
-        """`text` with the files' spelling of what it spells secretly."""
-        return _SECRET.sub(lambda match: self._tokens.get(match[0], match[0]), text) if _MARK in text else text
-
     def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, max_tokens: int) -> "tuple[array[int], int]":
         """Token ids of a text and of one that it is judged with, as the model wants them to stand; and how many are the first's.
 
@@ -111,6 +99,18 @@ class Vocabulary:
 
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The whole text that the ids are, special tokens spelled as the model's files spell them. Releases the GIL."""
+        return self._plainly(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+
+    def token(self, token_id: int) -> str:
+        """A token as the vocabulary spells it; empty for an id that has none."""
+        return self._plainly(self._tokenizer.id_to_token(token_id) or "")
+
+    def _plainly(self, text: str) -> str:
+        """`text` with the files' spelling of what it spells secretly."""
+        return _SECRET.sub(lambda match: self._tokens.get(match[0], match[0]), text) if _MARK in text else text
 
 
 def _shorten(first: Encoding, second: Encoding | None, room: int) -> None:

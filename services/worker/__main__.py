@@ -32,10 +32,12 @@ from shared.errors import StartupError, Unavailable
 from shared.imports import hollow
 from shared.logs import configure_logging
 from shared.marks import Marks
+from shared.mtls import read_papers
 from shared.pb import worker_pb2_grpc
 from shared.process import settle
+from shared.queue.address import without_password
 from shared.queue.client import Queue
-from shared.queue.connection import connect
+from shared.queue.connection import connect_as
 from shared.queue.keys import read_keys
 from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, WorkerFacts
 from shared.queue.types import Owner
@@ -193,7 +195,11 @@ class Worker:
         self._queue = queue
         self._registry = registry
         self._loop = asyncio.get_running_loop()
-        self.consumer = Consumer(queue, registry, self.owner, keys, runner.limits, on_fatal=self._fail, step_s=built.step_s)
+        self._papers = papers = read_papers(settings.certs_dir, "worker")
+        peer = papers.peer("router") if papers else None
+        self.consumer = Consumer(
+            queue, registry, self.owner, keys, runner.limits, on_fatal=self._fail, step_s=built.step_s, peer=peer
+        )
         self.engine = Engine(
             runner,
             EngineLimits(config.max_num_seqs, config.max_step_tokens),
@@ -212,7 +218,7 @@ class Worker:
         admin = Admin(self.owner, self._settings.names[0], self.limits, self.engine, self.consumer, self.begin_drain)
         address = self._settings.worker.admin_address
         registration = (worker_pb2_grpc.add_WorkerServicer_to_server, admin)
-        admin.server = self._server = await serve(address, [registration], setting="--worker.admin-address")
+        admin.server = self._server = await serve(address, [registration], setting="--worker.admin-address", guard=self._papers)
         self.engine.start()
         self._watchdog.start()
         self.consumer.start(self.engine)
@@ -294,7 +300,7 @@ async def start(settings: Settings, built: Built) -> AsyncIterator[Worker]:
     if settings.redis_url is None or settings.secret_file is None:
         raise StartupError("a worker needs --redis-url and --secret-file")
     keys = read_keys(settings.secret_file)
-    redis = connect(settings.redis_url)
+    redis = connect_as(settings)
     try:
         queue = Queue(redis, model=settings.names[0], num_shards=settings.queue_shards)
         await _load(queue, settings.redis_url)
@@ -316,7 +322,7 @@ async def _load(queue: Queue, redis_url: str) -> None:
             return await queue.load()
         except Unavailable:
             if time.monotonic() > end:
-                raise StartupError(f"no Redis answers at {redis_url}; start one, or set --redis-url") from None
+                raise StartupError(f"no Redis answers at {without_password(redis_url)}; start one, or set --redis-url") from None
         await asyncio.sleep(REDIS_POLL_S)
 
 

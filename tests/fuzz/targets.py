@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from services.router import position
 from services.router.accept import Caller, chat_request, completion_requests, proto_request
+from services.router.auth import Identity
 from services.router.batch.lines import body_of, check
 from services.router.batch.upload import read_form
 from services.router.delivery import _link
@@ -42,7 +43,7 @@ from tests.fuzz import seeds
 from tests.router.plane.rig import vocabulary
 from tests.security.test_text import chats
 
-CALLER = Caller("t", None, 0, types_pb2.TraceContext())
+CALLER = Caller(Identity("t"), None, 0, types_pb2.TraceContext())
 LIMITS = RunnerLimits(64, 512, 49152, (2,), "f")
 RID = "00" + "ab" * 16
 KEY = b"k" * 64

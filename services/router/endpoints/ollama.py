@@ -118,7 +118,7 @@ async def show(exchange: Exchange, front: Front) -> None:
     exchange.note_ignored(unknown, strict=front.config.strict)
     model = front.plane.model
     name = served_name(front, asked.model or asked.name or "")
-    check_model(GenerateRequest(model=name, tenant=exchange.tenant, prompt=""), model.names)
+    check_model(GenerateRequest(model=name, identity=exchange.identity, prompt=""), model.names)
     description = await front.plane.texts.describe()
     spoken = formats(description, tool_parser=front.config.tool_parser, reasoning_parser=front.config.reasoning_parser)
     await exchange.answer_object(
@@ -167,7 +167,9 @@ async def _answer(exchange: Exchange, front: Front, asked: Asked, request: Gener
 
 async def _load(exchange: Exchange, front: Front, asked: Asked, kind: Kind) -> None:
     """To ask for nothing is to ask for the model to be loaded, or with keep_alive 0 unloaded: it stays."""
-    check_model(GenerateRequest(model=served_name(front, asked.model), tenant="", prompt=""), front.plane.model.names)
+    check_model(
+        GenerateRequest(model=served_name(front, asked.model), identity=exchange.identity, prompt=""), front.plane.model.names
+    )
     reason = "unload" if asked.keep_alive == 0 else "load"
     answer = line(kind, asked.model, "") | {"done": True, "done_reason": reason}
     if asked.stream is False:

@@ -150,7 +150,7 @@ async def tell_again(exchange: Exchange, front: Front, kept: Kept, after: int) -
     events = EventStream(exchange, front.config.keep_alive_s)
 
     async def work() -> None:
-        generation, _ = await front.plane.generator.resume(kept.rid, "", exchange.tenant)
+        generation, _ = await front.plane.generator.resume(kept.rid, "", exchange.identity)
         await tell(events, exchange, generation, writer_of(front, begun_again(kept), generation, after=after))
 
     await exchange.while_listening(work(), idle=events)

@@ -25,7 +25,7 @@ async def take_up(exchange: Exchange, front: Front) -> None:
     exchange.caller()
 
     async def start() -> Opened:
-        generation, shape = await front.plane.generator.resume(exchange.path_params["rid"], after, exchange.tenant)
+        generation, shape = await front.plane.generator.resume(exchange.path_params["rid"], after, exchange.identity)
         return Opened([generation], [_writer(front, generation, shape)], shape.include_usage)
 
     await stream(exchange, front, start)

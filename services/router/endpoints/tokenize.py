@@ -151,7 +151,7 @@ _OF_CHAT = (frozenset(TokenizeChat.__struct_fields__) | {"chat_template"}) - {"m
 
 def _check_model(exchange: Exchange, front: Front, model: str | None) -> None:
     names = front.plane.model.names
-    check_model(GenerateRequest(model=names[0] if model is None else model, tenant=exchange.tenant, prompt=""), names)
+    check_model(GenerateRequest(model=names[0] if model is None else model, identity=exchange.identity, prompt=""), names)
 
 
 def _check_length(length: int, param: str) -> None:

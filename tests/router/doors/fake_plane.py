@@ -12,7 +12,9 @@ import math
 import struct
 from collections.abc import AsyncIterator, Sequence
 
+from services.router.auth import Identity
 from services.router.generate import ChoiceEnd, Event, GenerateRequest, TextDelta
+from services.router.limiter import Limiter
 from services.router.needs import ServedModel
 from services.router.request import Wanted
 from services.router.store import Store
@@ -152,7 +154,7 @@ class FakeGeneration:
 class FakePlane:
     """Plane and generator in one; `generations` are all that were started."""
 
-    def __init__(self) -> None:
+    def __init__(self, limiter: Limiter | None = None) -> None:
         self.generations: list[FakeGeneration] = []
         self.resumed_after = ""
         self.started = asyncio.Event()
@@ -162,6 +164,9 @@ class FakePlane:
         self.model = ServedModel(NAMES, 1_600_000_000, MAX_LEN, "fingerprint", ("generate", "embed"))
         self.why_not_ready: str | None = None
         self.num_protocol_errors = 0
+        self.num_refused_peers = 0
+        # Only keys with limits are asked about; tests of those bring a real one.
+        self.limiter = limiter
         self._nowhere = connect("unix:///nonexistent/redis.sock")
         self.store = Store(self._nowhere)
 
@@ -199,9 +204,9 @@ class FakePlane:
         check_model(request, NAMES)
         return len(FakeGeneration(request, 0).prompt_token_ids)
 
-    async def resume(self, rid: str, after: str, tenant: str) -> tuple[FakeGeneration, types_pb2.Shape]:
+    async def resume(self, rid: str, after: str, identity: Identity) -> tuple[FakeGeneration, types_pb2.Shape]:
         for generation in self.generations:
-            if generation.rid == rid and tenant == generation.request.tenant:
+            if generation.rid == rid and identity.tenant == generation.request.tenant:
                 self.resumed_after = after
                 shape = types_pb2.Shape(dialect=generation.request.dialect, include_usage=generation.request.include_usage)
                 return FakeGeneration(generation.request, int(rid[6:])), shape

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from services.launcher.pull import find_or_fetch
+from services.router.auth import Identity
 from services.router.generate import ChoiceEnd, Event, GenerateRequest, Generation, TextDelta
 from services.router.plane import Plane, open_plane
 from services.tokenizer import vocab
@@ -202,4 +203,5 @@ def take(heard: list[Heard], event: Event) -> None:
 
 def ask(**fields: Any) -> GenerateRequest:
     """A request with defaults."""
-    return GenerateRequest(**{"model": "default", "tenant": "t", "prompt": "Once upon a time", **fields})
+    defaults = {"model": "default", "identity": Identity(fields.pop("tenant", "t")), "prompt": "Once upon a time"}
+    return GenerateRequest(**{**defaults, **fields})

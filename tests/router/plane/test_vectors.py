@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from services.router.accept import Caller
+from services.router.auth import Identity
 from services.router.generate import ChoiceEnd, Generation
 from services.router.plane import Plane
 from services.router.request import Wanted
@@ -24,7 +25,7 @@ DEADLINE_S = 60.0
 
 
 def caller(**changes: object) -> Caller:
-    whole = {"tenant": "t", "idempotency_key": None, "deadline_ms": 0, "trace": types_pb2.TraceContext()}
+    whole = {"identity": Identity("t"), "idempotency_key": None, "deadline_ms": 0, "trace": types_pb2.TraceContext()}
     return Caller(**{**whole, **changes})  # type: ignore[arg-type]
 
 
@@ -164,7 +165,7 @@ async def test_a_key_means_one_vector_on_every_router_while_it_is_made_and_after
             await first.generator.start(replace(request, wanted=Wanted(dimensions=8)))
         assert caught.value.code == "idempotency_key_reused"
         with pytest.raises(InvalidRequest, match="no stream"):
-            await first.generator.resume(one.rid, "", "t")
+            await first.generator.resume(one.rid, "", Identity("t"))
 
 
 async def test_a_router_is_gone_and_another_gives_the_vector_to_the_client_that_comes_back() -> None:
@@ -211,7 +212,7 @@ async def test_cached_prefixes_are_a_tenant_s_own() -> None:
         assert await cached(caller()) == 0
         assert await cached(caller()) == 32
         assert await cached(caller(), "mean") == 0
-        assert await cached(caller(tenant="other")) == 0
+        assert await cached(caller(identity=Identity("other"))) == 0
 
 
 async def test_the_payload_says_all_that_a_vector_depends_on() -> None:
