@@ -80,9 +80,7 @@ async def embed(exchange: Exchange, front: Front) -> None:
     _note_ignored(exchange, front, value, unknown)
     head = {"model": asked.model}
     if not asked.input:
-        check_model(
-            GenerateRequest(model=served_name(front, asked.model), identity=exchange.identity, prompt=""), front.plane.model.names
-        )
+        _check_model(exchange, front, asked.model)
         await exchange.answer_object(head | {"embeddings": []})
         return
     with speaking({"truncate_prompt_tokens": "truncate"}):
@@ -102,7 +100,7 @@ async def embed(exchange: Exchange, front: Front) -> None:
 async def tags(exchange: Exchange, front: Front) -> None:
     """Every name of the model."""
     model = front.plane.model
-    await exchange.answer_object({"models": [_entry(model, name) for name in model.names]})
+    await exchange.answer_object({"models": [_entry(model, name) for name in model.names if exchange.identity.may_use(name)]})
 
 
 async def running(exchange: Exchange, front: Front) -> None:
@@ -119,8 +117,7 @@ async def show(exchange: Exchange, front: Front) -> None:
     asked, unknown = convert(await exchange.read_object(front.config.max_body_bytes), OllamaShow)
     exchange.note_ignored(unknown, strict=front.config.strict)
     model = front.plane.model
-    name = served_name(front, asked.model or asked.name or "")
-    check_model(GenerateRequest(model=name, identity=exchange.identity, prompt=""), model.names)
+    _check_model(exchange, front, asked.model or asked.name or "")
     description = await front.plane.texts.describe()
     spoken = formats(description, tool_parser=front.config.tool_parser, reasoning_parser=front.config.reasoning_parser)
     await exchange.answer_object(
@@ -169,15 +166,17 @@ async def _answer(exchange: Exchange, front: Front, asked: Asked, request: Gener
 
 async def _load(exchange: Exchange, front: Front, asked: Asked, kind: Kind) -> None:
     """To ask for nothing is to ask for the model to be loaded, or with keep_alive 0 unloaded: it stays."""
-    check_model(
-        GenerateRequest(model=served_name(front, asked.model), identity=exchange.identity, prompt=""), front.plane.model.names
-    )
+    _check_model(exchange, front, asked.model)
     reason = "unload" if asked.keep_alive == 0 else "load"
     answer = line(kind, asked.model, "") | {"done": True, "done_reason": reason}
     if asked.stream is False:
         await exchange.answer_object(answer)
     else:
         await exchange.answer(200, msgspec.json.encode(answer) + b"\n", LINES)
+
+
+def _check_model(exchange: Exchange, front: Front, model: str) -> None:
+    check_model(GenerateRequest(model=served_name(front, model), identity=exchange.identity, prompt=""), front.plane.model.names)
 
 
 def _note_ignored(exchange: Exchange, front: Front, value: dict[str, Any], unknown: list[str]) -> None:
