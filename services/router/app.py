@@ -19,15 +19,20 @@ from services.router.endpoints import (
     batches,
     chat,
     completions,
+    description,
     embeddings,
     files,
     health,
     messages,
     models,
+    ollama,
     responses,
     scores,
     streams,
+    tgi,
+    tokenize,
 )
+from services.router.errors_http import style_of
 from services.router.exchange import Exchange
 from services.router.front import Front, going_away
 from services.router.parse import ClientGone
@@ -64,6 +69,20 @@ ENDPOINTS: Mapping[str, Methods] = {
     "/v1/responses/{response_id}/input_items": {"GET": responses.input_items},
     "/v1/models": {"GET": models.list_models},
     "/v1/models/{name:path}": {"GET": models.one_model},
+    "/tokenize": {"POST": tokenize.tokenize},
+    "/detokenize": {"POST": tokenize.detokenize},
+    "/tokenizer_info": {"GET": tokenize.tokenizer_info},
+    "/api/chat": {"POST": ollama.chat},
+    "/api/generate": {"POST": ollama.generate},
+    "/api/tags": {"GET": ollama.tags},
+    "/api/show": {"POST": ollama.show},
+    "/api/ps": {"GET": ollama.running},
+    "/api/version": {"GET": ollama.version},
+    "/": {"POST": tgi.root},
+    "/generate": {"POST": tgi.generate},
+    "/generate_stream": {"POST": tgi.generate_stream},
+    "/info": {"GET": tgi.info},
+    "/openapi.json": {"GET": description.openapi},
     "/health": {"GET": health.ready},
     "/livez": {"GET": health.alive},
     "/readyz": {"GET": health.ready},
@@ -126,6 +145,7 @@ class _Layer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
+        exchange.style = style_of(scope["path"])
         scope[EXCHANGE] = exchange
         self._front.num_open += 1
         try:

@@ -35,8 +35,9 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
 class ChoiceEnd(msgspec.Struct, frozen=True, gc=False):
     """One choice ended, after its last TextDelta; `num_tokens` are its output tokens, the stop token included.
 
-    With reason "stop", at most one of `stop_string` and `stop_token_id` says what ended it. `vector` is what a request for
-    one ended with, float32 little-endian.
+    With reason "stop", at most one of `stop_string` and `stop_token_id` says what ended it; `stop_reason` is the one of
+    them that the request asked for, None at the model's own end. `vector` is what a request for one ended with, float32
+    little-endian.
     """
 
     choice: int
@@ -46,6 +47,7 @@ class ChoiceEnd(msgspec.Struct, frozen=True, gc=False):
     stop_token_id: int | None
     position: str
     vector: bytes = b""
+    stop_reason: str | int | None = None
 
 
 Event = TextDelta | ChoiceEnd
@@ -82,7 +84,7 @@ class Owner(Protocol):
 class DecodeRule:
     """How a request's ids become text. `hidden_token_ids` end a choice without showing their own text.
 
-    echo_given: the client has the text of `echo_token_ids` already.
+    echo_given: the client has the text of `echo_token_ids` already. prompt_only: it gets that text and no output.
     """
 
     stop: tuple[str, ...]
@@ -92,6 +94,8 @@ class DecodeRule:
     hidden_token_ids: frozenset[int]
     echo_token_ids: Sequence[int]
     echo_given: bool = False
+    prompt_only: bool = False
+    stop_token_ids: frozenset[int] = frozenset()
 
 
 class ChoiceText:
@@ -184,6 +188,9 @@ class ChoiceText:
             return ()
         if log.finish is not None:
             self.exhausted = True
+        if self._rule.prompt_only:
+            return ()
+        if log.finish is not None:
             if log.finish.HasField("stop_token_id") and self._rule.hidden_token_ids:
                 end -= 1
         elif end and token_ids[-1] in self._rule.hidden_token_ids:
@@ -226,6 +233,8 @@ class ChoiceText:
 
     def drained(self) -> None:
         """See decode.Reader."""
+        if self._rule.prompt_only:
+            self._owner.stop(self.log, 0)
         self.num_decoded = len(self.log.token_ids)
         self.over = True
         self._owner.offer(self)
@@ -264,10 +273,14 @@ class ChoiceText:
         stop_string: str | None = None
         stop_token_id: int | None = None
         vector = b""
-        if self._stop_index is not None:
+        if self._rule.prompt_only:
+            reason = "length"
+        elif self._stop_index is not None:
             stop_string = self._rule.stop[self._stop_index]
         elif finish is not None:
             reason = _REASONS[finish.reason]
             stop_token_id = finish.stop_token_id if finish.HasField("stop_token_id") else None
             vector = finish.vector
-        return ChoiceEnd(log.index, reason, len(log.token_ids), stop_string, stop_token_id, self._owner.position(), vector)
+        asked = stop_token_id if stop_token_id in self._rule.stop_token_ids else stop_string
+        position = self._owner.position()
+        return ChoiceEnd(log.index, reason, len(log.token_ids), stop_string, stop_token_id, position, vector, asked)

@@ -17,9 +17,9 @@ from starlette.types import Message, Receive, Scope, Send
 from services.router.accept import Caller
 from services.router.auth import ANONYMOUS
 from services.router.batch.upload import Form, read_form
-from services.router.errors_http import Headers, error_body, error_event, error_headers
+from services.router.errors_http import OPENAI, ErrorStyle, Headers, error_headers
 from services.router.parse import ClientGone, check_media_type, discard, parse_object, read_body
-from shared.errors import InvalidRequest, NotFound, RequestTimeout, RoadtrainError, mapped
+from shared.errors import InvalidRequest, NotFound, RequestTimeout, RoadtrainError
 from shared.telemetry import context_from_headers
 
 MAX_HEADERS = 64
@@ -31,11 +31,8 @@ FILE_CHUNK_BYTES = 256 * 2**10
 _HOST = re.compile(rb"[A-Za-z0-9._\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
 _FIELD = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
-_STREAM_HEADERS: Headers = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+_STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 Result = TypeVar("Result")
 
@@ -56,7 +53,7 @@ class Idle(Protocol):
 class Exchange:
     """One request and its answer. `answered` is the status sent, 0 before that; `endpoint` the path pattern that took it.
 
-    band: the priority of what it asks for, whatever its body says.
+    band: the priority of what it asks for, whatever its body says. style: how its errors are said.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,6 +62,7 @@ class Exchange:
         self.endpoint = "none"
         self.identity = ANONYMOUS
         self.band: int | None = None
+        self.style: ErrorStyle = OPENAI
         self.extra_headers: Headers = []
         # How the caller's limits stand when the answer begins.
         self.standing: Callable[[], list[tuple[str, str]]] = list
@@ -150,6 +148,11 @@ class Exchange:
         shown_names = [name if _FIELD.fullmatch(name) else "?" for name in names[:MAX_NAMED_FIELDS]]
         self.extra_headers.append((b"x-roadtrain-ignored-fields", ", ".join(shown_names).encode()))
 
+    def go_by(self, request_id: str | None) -> None:
+        """The name by which the body wants to be known, in place of the header's; shown, and used for nothing else."""
+        if request_id is not None:
+            self.request_id = request_id.encode()
+
     async def answer(
         self, status: int, body: bytes, media_type: bytes = b"application/json", headers: Headers | None = None
     ) -> None:
@@ -169,8 +172,7 @@ class Exchange:
         closes = (b"connection", b"close") in headers or self.headers.get(b"connection", b"").lower() == b"close"
         if closes and self._more_body and not isinstance(error, RequestTimeout):
             await discard(self._receive, self.headers)
-        body = error_body(error, self.scope["path"], self.request_id)
-        await self.answer(mapped(error).http_status, body, headers=headers)
+        await self.answer(self.style.status(error), self.style.body(error, self.request_id), headers=headers)
 
     async def answer_file(self, path: Path) -> None:
         """The whole answer is what stands at `path`, sent as fast as the client reads. Raises NotFound if there is nothing."""
@@ -187,18 +189,18 @@ class Exchange:
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
             await self._send({"type": "http.response.body", "body": b""})
 
-    async def begin_events(self) -> None:
+    async def begin_events(self, media_type: bytes = EVENT_STREAM) -> None:
         """Begins an event stream."""
         self.answered = 200
         self._streaming = True
-        await self._send_head(200, _STREAM_HEADERS)
+        await self._send_head(200, [(b"content-type", media_type), *_STREAM_HEADERS])
 
     async def fail(self, error: RoadtrainError) -> None:
         """Ends whatever was begun with an error: as the answer, or as the last event of a stream."""
         if not self.answered:
             await self.answer_error(error)
         elif self._streaming:
-            await self.write(error_event(error, self.scope["path"], self.request_id), last=True)
+            await self.write(self.style.event(error, self.request_id), last=True)
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Further bytes of an event stream; waits while the client reads too slowly."""

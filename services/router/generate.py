@@ -22,7 +22,7 @@ from services.router.request import DEFAULT_BAND, GenerateRequest, Prompt
 from services.router.resume import Resumer
 from services.router.sequencer import Held, pack, unpack
 from services.router.tokenizer import Encoded, Tokenizers
-from services.router.validate import ModelLimits, check_ids, check_kind, check_model, resolve, vector_of
+from services.router.validate import ModelLimits, check_ids, check_kind, check_model, resolve, truncated, vector_of
 from services.router.workers import Workers
 from shared import crash
 from shared.errors import InternalError, InvalidRequest, NotFound, RoadtrainError, Unavailable
@@ -113,8 +113,10 @@ class Generator:
         """
         limits = self.check(request)
         description = await self._tokenizers.describe()
-        token_ids, reading, request = await self._texts(request, description, limits.max_model_len)
-        prepared = self._prepare(request, token_ids, reading, limits)
+        # What is to be cut may be too long.
+        most = 0 if request.truncate_prompt_tokens is not None else limits.max_model_len
+        token_ids, reading, request = await self._texts(request, description, most)
+        prepared = self._prepare(request, truncated(request, token_ids, limits), reading, limits)
         new = self._new_request(request, prepared)
         after = _position(request.after, prepared.rid, prepared.params.n)
         async with self._limiter.charged(request.identity, new.rid, new.num_tokens, prepared.deadline_s) as settles:
@@ -174,6 +176,8 @@ class Generator:
         sent, size = after.counts if after else (), payload.vector.dimensions
         held = Held(request.rid, 0, params.n, params.num_logprobs, sent, size)
         rule = _decode_rule(params, prompt if payload.shape.echo else (), eos_token_ids, echo_given=after is not None)
+        if payload.shape.extras.prompt_only:
+            rule = replace(rule, prompt_only=True)
         wants = params.num_prompt_logprobs is not None
         reading = payload.shape.reading if payload.shape.HasField("reading") else None
         facts = Facts(self._names[0], request.tenant, payload.shape.created, prompt, rule, deadline_s, wants, after, reading)
@@ -251,7 +255,7 @@ class Generator:
         prompt = request.prompt
         asked = tokenizer_pb2.EncodeRequest(max_tokens=max_tokens)
         if isinstance(prompt, str):
-            asked.texts.add(text=prompt)
+            asked.texts.add(text=prompt, add_special_tokens=request.add_special_tokens)
         elif isinstance(prompt, tokenizer_pb2.Chat):
             asked.chat.CopyFrom(prompt)
         else:
@@ -280,7 +284,11 @@ class Generator:
             prompt_token_ids=pack(token_ids),
             cache_salt=_salt(request.tenant, request.cache_salt),
             shape=types_pb2.Shape(
-                echo=request.echo, include_usage=request.include_usage, dialect=request.dialect, reading=reading
+                echo=request.echo,
+                include_usage=request.include_usage,
+                dialect=request.dialect,
+                reading=reading,
+                extras=request.extras,
             ),
         )
         # Lengths first: looking at the ids of a prompt that can never fit would hold up everybody else.
@@ -352,4 +360,5 @@ def _decode_rule(params: SamplingParams, echo: Sequence[int], eos_token_ids: Seq
         hidden_token_ids=frozenset() if params.include_stop_str_in_output else frozenset(ending),
         echo_token_ids=echo,
         echo_given=echo_given,
+        stop_token_ids=frozenset(params.stop_token_ids),
     )

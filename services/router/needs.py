@@ -73,6 +73,26 @@ class Starter(Protocol):
         ...
 
 
+class Texts(Protocol):
+    """The model's text side: `Tokenizers` in tokenizer.py."""
+
+    async def describe(self) -> tokenizer_pb2.Description:
+        """See Tokenizers.describe."""
+        ...
+
+    async def encode(self, request: tokenizer_pb2.EncodeRequest) -> list[list[int]]:
+        """See Tokenizers.encode."""
+        ...
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """See Tokenizers.detokenize."""
+        ...
+
+    async def tokens(self, token_ids: Sequence[int]) -> list[str]:
+        """See Tokenizers.tokens."""
+        ...
+
+
 class Plane(Protocol):
     """Everything below the doors of one router process."""
 
@@ -89,6 +109,11 @@ class Plane(Protocol):
     @property
     def vocabulary(self) -> Vocabulary:
         """Token bytes, for log-probabilities."""
+        ...
+
+    @property
+    def texts(self) -> Texts:
+        """Texts to ids and back, for those who ask for no more."""
         ...
 
     @property

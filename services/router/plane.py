@@ -110,6 +110,11 @@ class Plane:
         return self.tokenizers.vocabulary
 
     @property
+    def texts(self) -> Tokenizers:
+        """Texts to ids and back."""
+        return self.tokenizers
+
+    @property
     def model(self) -> ServedModel:
         """What is served now."""
         workers = self.workers

@@ -38,6 +38,8 @@ class GenerateRequest:
 
     `prompt` is a text, token ids, or a chat to render. `echo` gives the prompt's text back before the output.
     `sampling` need not be validated; `seed` and `max_tokens` None leave them to the router.
+    `truncate_prompt_tokens` keeps that many of the prompt's last tokens, -1 as many as leave room for the output; None: all.
+    `add_special_tokens`: a text begins with what the model wants there. `extras` is what the answer holds besides.
     `band` is the priority class, 0 (first) to 9. `deadline_ms` counts from acceptance; 0 takes the router's default.
     `dialect` ("chat" or "completion") and `include_usage` say how a stream is answered, should it be taken up elsewhere.
     `tools` may be called by a chat; its reasoning is left out of the answer with `hide_reasoning`.
@@ -51,6 +53,9 @@ class GenerateRequest:
     prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
     echo: bool = False
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool = True
+    extras: types_pb2.Extras | None = None
     band: int = DEFAULT_BAND
     deadline_ms: int = 0
     cache_salt: str = ""

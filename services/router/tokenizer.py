@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import grpc
 
-from services.router.sequencer import unpack
+from services.router.sequencer import pack, unpack
 from shared import rpc
 from shared.errors import InternalError, InvalidRequest, RoadtrainError, TooLarge, Unavailable
 from shared.mtls import Peer
@@ -151,6 +151,21 @@ class Tokenizers:
         request = tokenizer_pb2.CheckGrammarRequest(grammar=grammar)
         # A slow one is not asked of another replica, too: it is as slow there.
         await self._any(lambda replica: replica.stub.CheckGrammar(request, timeout=CHECK_S), hedge_s=CHECK_S / 2)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text that these ids are, special tokens spelled out. Raises InvalidRequest for what is no id, or Unavailable."""
+        return (await self._detokenize(token_ids, as_tokens=False)).text
+
+    async def tokens(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary spells it. Raises as detokenize does."""
+        return list((await self._detokenize(token_ids, as_tokens=True)).tokens)
+
+    async def _detokenize(self, token_ids: Sequence[int], *, as_tokens: bool) -> tokenizer_pb2.DetokenizeReply:
+        request = tokenizer_pb2.DetokenizeRequest(token_ids=pack(token_ids), as_tokens=as_tokens)
+        for_size_s = TRY_S_PER_MB * request.ByteSize() / 1e6
+        return await self._any(
+            lambda replica: replica.stub.Detokenize(request, timeout=TRY_S + for_size_s), hedge_s=HEDGE_S + for_size_s
+        )
 
     async def load_vocabulary(self) -> None:
         """Fetches every token's bytes, once. Raises Unavailable if no replica answers."""

@@ -91,6 +91,19 @@ def check_ids(request: GenerateRequest, token_ids: Sequence[int], limits: ModelL
         raise _invalid(request, "prompt", f"{highest} is no token id of this model", "invalid_token_id")
 
 
+def truncated(request: GenerateRequest, token_ids: list[int], limits: ModelLimits) -> list[int]:
+    """The prompt's last tokens, as many as the request keeps; all where it does not say. Raises InvalidRequest."""
+    most = request.truncate_prompt_tokens
+    if most is None:
+        return token_ids
+    if most == -1:
+        most = limits.max_model_len - max(request.sampling.max_tokens or 1, request.sampling.min_tokens)
+        return token_ids[-most:] if most > 0 else token_ids
+    if not 1 <= most <= limits.max_model_len:
+        raise _invalid(request, "truncate_prompt_tokens", f"must be -1, or 1 to {limits.max_model_len}")
+    return token_ids[-most:]
+
+
 def resolve(request: GenerateRequest, num_prompt_tokens: int, limits: ModelLimits, seed: int) -> SamplingParams:
     """The sampling parameters with max_tokens, and `seed` where none was given, filled in.
 

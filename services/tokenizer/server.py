@@ -10,14 +10,14 @@ from typing import Any
 
 from services.tokenizer import vocab
 from services.tokenizer.chat import ChatEncoder
-from services.tokenizer.detokenize import Detokenizer
+from services.tokenizer.detokenize import Detokenizer, unpack_ids
 from services.tokenizer.formats import call_format, reasoning_format
 from services.tokenizer.grammar_pool import GrammarPool
 from services.tokenizer.render_pool import RenderPool
-from services.tokenizer.vocab import Vocabulary
+from services.tokenizer.vocab import Vocabulary, pattern_of
 from shared import rpc
 from shared.config import Settings
-from shared.errors import StartupError
+from shared.errors import InvalidRequest, StartupError
 from shared.mtls import read_papers
 from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc
 from shared.sampling import grammar_of
@@ -34,6 +34,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self._vocabulary = vocabulary
         self._chats = chats
         self._threads = threads
+        self._specials = pattern_of(vocabulary.secret)
         self._grammars = grammars
 
     async def Describe(self, request: tokenizer_pb2.DescribeRequest, context: Any) -> tokenizer_pb2.Description:  # noqa: N802
@@ -45,6 +46,8 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
             eos_token_ids=source.eos_token_ids,
             has_chat_template=bool(source.templates),
             digest=self._vocabulary.digest,
+            special_tokens=source.template_tokens,
+            chat_template=source.templates.get("default", next(iter(source.templates.values()), "")),
             tool_parser=call_format(source.templates),
             reasoning_parser=reasoning_format(source.templates),
         )
@@ -76,10 +79,30 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
 
     def _encode_text(self, text: tokenizer_pb2.Text) -> "tuple[array[int], int]":
         special = text.add_special_tokens if text.HasField("add_special_tokens") else True
+        written = text.text
+        if text.read_special_tokens and self._specials is not None:
+            written = self._specials.sub(lambda match: self._vocabulary.secret[match[0]], written)
         if not text.HasField("pair") and not text.max_tokens:
-            return self._vocabulary.encode(text.text, add_special_tokens=special), 0
+            return self._vocabulary.encode(written, add_special_tokens=special), 0
         pair = text.pair if text.HasField("pair") else None
-        return self._vocabulary.encode_pair(text.text, pair, add_special_tokens=special, max_tokens=text.max_tokens)
+        return self._vocabulary.encode_pair(written, pair, add_special_tokens=special, max_tokens=text.max_tokens)
+
+    async def Detokenize(  # noqa: N802
+        self, request: tokenizer_pb2.DetokenizeRequest, context: Any
+    ) -> tokenizer_pb2.DetokenizeReply:
+        """Ids of one text to that text, or to their tokens."""
+        token_ids = unpack_ids(request.token_ids)
+        if len(token_ids) <= INLINE_TOKENS:
+            return self._detokenize(token_ids, request.as_tokens)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._detokenize, token_ids, request.as_tokens)
+
+    def _detokenize(self, token_ids: "array[int]", as_tokens: bool) -> tokenizer_pb2.DetokenizeReply:
+        size = self._vocabulary.size
+        if token_ids and max(token_ids) >= size:
+            raise InvalidRequest(f"Invalid 'tokens': ids end at {size - 1}.", param="tokens", code="invalid_token_id")
+        if as_tokens:
+            return tokenizer_pb2.DetokenizeReply(tokens=map(self._vocabulary.token, token_ids))
+        return tokenizer_pb2.DetokenizeReply(text=self._vocabulary.decode(token_ids.tolist()))
 
     async def Decode(  # noqa: N802
         self, requests: AsyncIterator[tokenizer_pb2.DecodeRequest], context: Any

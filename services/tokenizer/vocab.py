@@ -13,7 +13,7 @@ import json
 import re
 import secrets
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from shared.vocabulary.files import is_guarded, is_special, read_source
 from shared.vocabulary.source import Rules, TextSource
 from shared.vocabulary.token_bytes import token_bytes
 
+_MARK = "\U0010fffd"
+_SECRET = re.compile(f"{_MARK}[0-9a-f]{{38}}{_MARK}")
 # A text of so many characters for each token that it may have is worth a look before all of it is encoded.
 LIKELY_CHARS, LEAST_CHARS = 8, 2
 SURE, SURE_MARGIN = 1.25, 128
@@ -47,6 +49,7 @@ class Vocabulary:
     secret: Mapping[str, str] = field(repr=False)
     digest: bytes
     _tokenizer: Tokenizer = field(repr=False)
+    _tokens: Mapping[str, str] = field(repr=False)  # by secret spelling
 
     @property
     def size(self) -> int:
@@ -97,6 +100,18 @@ class Vocabulary:
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The whole text that the ids are, special tokens spelled as the model's files spell them. Releases the GIL."""
+        return self._plainly(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+
+    def token(self, token_id: int) -> str:
+        """A token as the vocabulary spells it; empty for an id that has none."""
+        return self._plainly(self._tokenizer.id_to_token(token_id) or "")
+
+    def _plainly(self, text: str) -> str:
+        """`text` with the files' spelling of what it spells secretly."""
+        return _SECRET.sub(lambda match: self._tokens.get(match[0], match[0]), text) if _MARK in text else text
+
 
 def _shorten(first: Encoding, second: Encoding | None, room: int) -> None:
     """Cuts the end of the longer one until both have `room`; an odd token stays with it."""
@@ -140,7 +155,7 @@ def _load(source: TextSource) -> Vocabulary:
     special_ids = {token["id"] for token in added if is_special(token, source.eos_token_ids)}
     guarded = [token for token in added if is_guarded(token, source.eos_token_ids)]
     nonce = secrets.token_hex(16)
-    secret = {token["content"]: f"\U0010fffd{nonce}{index:06x}\U0010fffd" for index, token in enumerate(guarded)}
+    secret = {token["content"]: f"{_MARK}{nonce}{index:06x}{_MARK}" for index, token in enumerate(guarded)}
     tokenizer = _build(source.path, respell(rules, secret))
     spellings = {spelling: token for token, spelling in secret.items()}
     num_tokens = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -160,6 +175,7 @@ def _load(source: TextSource) -> Vocabulary:
         secret=secret,
         digest=_digest(source),
         _tokenizer=tokenizer,
+        _tokens=spellings,
     )
 
 

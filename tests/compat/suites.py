@@ -75,6 +75,11 @@ SUITES = (
                 r"/test_responses\.py.*_compact", r"40[45]", "Nothing is cut from a conversation, nor summarized, by the server."
             ),
             Expected(
+                r"/test_embeddings\.py.*_create\[(strict|aiohttp)",
+                r"APIResponseValidationError",
+                "The SDK asks for base64 where nothing is said, and held strictly to its types refuses the base64 that it gets.",
+            ),
+            Expected(
                 r"api_resources/test_completions\.py.*_with_all_params_overload_1\b",
                 r"",
                 "`echo` with `logprobs`: the first token of a prompt has no log-probability, so there is null, as OpenAI has it "
@@ -83,7 +88,7 @@ SUITES = (
         ),
         # Theirs turn warnings into errors, and run as many processes as there are cores. "loose" are the same requests, whose
         # answers the client does not hold against its types.
-        arguments=("-o", "addopts=", "-o", "filterwarnings=", "-k", "not loose"),
+        arguments=("-o", "addopts=", "-o", "filterwarnings=", "-k", "not loose or test_embeddings"),
     ),
     Suite(
         "langchain",

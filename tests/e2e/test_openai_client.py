@@ -14,14 +14,14 @@ import pytest
 from tests.stack import Stack
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
-SHORT: Any = {"model": "default", "temperature": 0, "max_tokens": 24}
+SHORT: Any = {"model": "default", "temperature": 0, "max_tokens": 32}
 TOOL: Any = {
     "type": "function",
     "function": {
         "name": "weather",
         "parameters": {
             "type": "object",
-            "properties": {"city": {"type": "string", "maxLength": 40}},
+            "properties": {"city": {"type": "string", "maxLength": 12}},
             "required": ["city"],
             "additionalProperties": False,
         },
@@ -32,8 +32,8 @@ TOOL: Any = {
 class City(pydantic.BaseModel):
     """A city of a country."""
 
-    city: str = pydantic.Field(max_length=20)
-    country: str = pydantic.Field(max_length=20)
+    city: str = pydantic.Field(max_length=12)
+    country: str = pydantic.Field(max_length=12)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_stream_helper_ends_with_the_same_answer(api: openai.OpenAI) -> None
 
 
 def test_an_answer_is_parsed_into_a_type(api: openai.OpenAI) -> None:
-    asked = {**SHORT, "max_tokens": 100}
+    asked = {**SHORT, "max_tokens": 60}
     parsed = api.chat.completions.parse(**asked, messages=QUESTION, response_format=City).choices[0].message.parsed
     assert isinstance(parsed, City)
     with api.chat.completions.stream(**asked, messages=QUESTION, response_format=City) as stream:
@@ -67,25 +67,25 @@ def test_an_answer_is_parsed_into_a_type(api: openai.OpenAI) -> None:
     assert isinstance(answer.output_parsed, City)
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}], ids=["required", "named"])
-def test_a_tool_is_called_and_answered(api: openai.OpenAI, choice: Any) -> None:
-    asked = {**SHORT, "max_tokens": 80, "tools": [TOOL]}
-    message = api.chat.completions.create(**asked, messages=QUESTION, tool_choice=choice).choices[0].message
+def test_a_tool_is_called_and_answered(api: openai.OpenAI) -> None:
+    asked: Any = {**SHORT, "max_tokens": 48, "tools": [TOOL], "parallel_tool_calls": False}
+    message = api.chat.completions.create(**asked, messages=QUESTION, tool_choice="required").choices[0].message
     assert message.tool_calls
     call = message.tool_calls[0]
     assert call.type == "function"
     assert call.function.name == "weather"
     assert set(json.loads(call.function.arguments)) == {"city"}
-    with api.chat.completions.stream(**asked, messages=QUESTION, tool_choice=choice) as stream:
+    named: Any = {"type": "function", "function": {"name": "weather"}}
+    with api.chat.completions.stream(**asked, messages=QUESTION, tool_choice=named) as stream:
         streamed = stream.get_final_completion().choices[0].message
     assert streamed.tool_calls
-    assert streamed.tool_calls[0].function.arguments == call.function.arguments
+    assert set(json.loads(streamed.tool_calls[0].function.arguments)) == {"city"}
     talk = [*QUESTION, message.to_dict(), {"role": "tool", "tool_call_id": call.id, "content": "Sunny."}]
     assert api.chat.completions.create(**asked, messages=talk, tool_choice="none").choices[0].message.content
 
 
 def test_completions(api: openai.OpenAI) -> None:
-    asked: Any = {**SHORT, "max_tokens": 4, "prompt": ["Once upon", [504, 3575]], "n": 2, "echo": True, "logprobs": 1}
+    asked: Any = {**SHORT, "max_tokens": 4, "prompt": ["Once upon", "There was"], "n": 2, "echo": True, "logprobs": 1}
     whole = api.completions.create(**asked)
     assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
     texts = ["", "", "", ""]
@@ -95,10 +95,11 @@ def test_completions(api: openai.OpenAI) -> None:
     assert texts == [choice.text for choice in whole.choices]
 
 
-def test_embeddings(api: openai.OpenAI) -> None:
-    # The client asks for base64 unless told otherwise.
-    decoded = api.embeddings.create(model="default", input=["a text", "another"])
+def test_embeddings(smollm2: Stack, api: openai.OpenAI) -> None:
     plain = api.embeddings.create(model="default", input=["a text", "another"], encoding_format="float")
+    # The client asks for base64 unless told otherwise, and held to its types refuses what it asked for.
+    with openai.OpenAI(base_url=f"{smollm2.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        decoded = client.embeddings.create(model="default", input=["a text", "another"])
     assert [item.embedding for item in decoded.data] == [pytest.approx(item.embedding) for item in plain.data]
     assert decoded.usage == plain.usage
 

@@ -47,7 +47,7 @@ def embedding_request(body: EmbeddingBody, caller: Caller) -> VectorRequest:
         wanted=Wanted("embed", body.pooling, body.dimensions, raw=body.normalize is False),
         truncate=body.truncate_prompt_tokens,
         add_special_tokens=body.add_special_tokens is not False,
-        band=DEFAULT_BAND if body.priority is None else body.priority,
+        band=next(band for band in (caller.band, body.priority, DEFAULT_BAND) if band is not None),
         cache_salt=body.cache_salt or "",
         names={"band": "priority"},
     )

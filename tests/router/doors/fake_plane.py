@@ -55,6 +55,26 @@ def fake_vector(wanted: Wanted) -> bytes:
     return struct.pack(f"<{len(kept)}f", *(each / length for each in kept))
 
 
+class FakeTexts:
+    """Words are tokens: each has its letters' number in the vocabulary, or 7."""
+
+    async def describe(self) -> tokenizer_pb2.Description:
+        special = {"eos_token": "<eos>", "unk_token": "<unk>", "odd_token": "<odd>"}
+        return tokenizer_pb2.Description(vocab_size=7, special_tokens=special, chat_template="{{ messages }}")
+
+    async def encode(self, request: tokenizer_pb2.EncodeRequest) -> list[list[int]]:
+        self.asked = request
+        texts = [text.text for text in request.texts] or [message.content for message in request.chat.messages]
+        words = [word.encode() for word in " ".join(texts).split()]
+        return [[VOCABULARY.index(word) if word in VOCABULARY else 7 for word in words]]
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return b"".join(VOCABULARY[token_id] for token_id in token_ids).decode()
+
+    async def tokens(self, token_ids: Sequence[int]) -> list[str]:
+        return [f"t{token_id}" for token_id in token_ids]
+
+
 class FakeGeneration:
     def __init__(self, request: GenerateRequest, number: int) -> None:
         self.request = request
@@ -140,6 +160,7 @@ class FakePlane:
         self.started = asyncio.Event()
         self.generator = self
         self.vocabulary = FakeVocabulary()
+        self.texts = FakeTexts()
         self.model = ServedModel(NAMES, 1_600_000_000, MAX_LEN, "fingerprint", ("generate", "embed"))
         self.why_not_ready: str | None = None
         self.num_protocol_errors = 0
