@@ -133,7 +133,7 @@ def _responses(key: str, operation: Operation) -> dict[str, Any]:
     elif operation.events is None:
         content[operation.media_type] = {"schema": {"type": "string"}}
     if operation.events is not None:
-        # OpenAPI 3.1 has no words for streams, and readers take a schema for that of each event: what one holds is said beside it.
+        # OpenAPI 3.1 has no words for streams, and readers take a schema for each event's: what one holds is said beside it.
         content[operation.stream_media_type] = {"x-event": _ref(operation.events)}
     responses: dict[str, Any] = {"200": {"description": operation.summary, "content": content}}
     error = {"application/json": {"schema": _ref(operation.error)}}
