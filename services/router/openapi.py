@@ -133,8 +133,8 @@ def _responses(key: str, operation: Operation) -> dict[str, Any]:
     elif operation.events is None:
         content[operation.media_type] = {"schema": {"type": "string"}}
     if operation.events is not None:
-        # OpenAPI 3.1 has no words for streams: what each event holds is said beside the schema.
-        content[operation.stream_media_type] = {"schema": {"type": "string"}, "x-event": _ref(operation.events)}
+        # OpenAPI 3.1 has no words for streams, and readers take a schema for each event's: what one holds is said beside it.
+        content[operation.stream_media_type] = {"x-event": _ref(operation.events)}
     responses: dict[str, Any] = {"200": {"description": operation.summary, "content": content}}
     error = {"application/json": {"schema": _ref(operation.error)}}
     statuses = style_of(key.partition(" ")[2]).statuses
