@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --con
 # Compute threads that spin while they wait would fight with the test's other processes for the cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: serve test full warm chaos soak fuzz lint constraints wheels clean
+.PHONY: serve test full warm chaos soak fuzz compat lint constraints wheels clean
 
 serve: $(VENV)/.serve
 	@exec $(BIN)/roadtrain serve $(MODEL) $(ARGS)
@@ -33,6 +33,10 @@ soak: $(VENV)/.dev
 fuzz: $(VENV)/.dev
 	@$(PIP) --no-build-isolation --editable ".[fuzz]"
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+# Other people's clients and their own tests, each in an environment of its own under .compat; writes docs/compatibility.md's tables.
+compat: $(VENV)/.dev warm
+	$(BIN)/python -m tests.compat $(ARGS)
 
 # The default model fetched and the kernels compiled, so that no test waits for either.
 warm: $(VENV)/.serve

@@ -8,7 +8,7 @@
     rope        rotary positions, in place                        rope/
     kv_write    keys and values into the paged cache              kv_write/
     attention   paged, ragged, causal                             attention/
-    silu_mul, gelu_mul                                            activation/
+    silu_mul, gelu_mul, gelu                                      activation/
     sample, logprobs                                              sample/
 
 It knows nothing of models, of batches or of who calls.
@@ -66,6 +66,7 @@ class Ops:
     attention: Callable[..., Tensor]
     silu_mul: Callable[[Tensor], Tensor]
     gelu_mul: Callable[[Tensor], Tensor]
+    gelu: Callable[[Tensor], Tensor]
     sample: Callable[..., Tensor]
     logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
 
@@ -89,6 +90,7 @@ TABLE = {
     "attention": Row(attention_reference.attention, attention_cpu.attention),
     "silu_mul": Row(activation_reference.silu_mul, activation_cpu.silu_mul),
     "gelu_mul": Row(activation_reference.gelu_mul, activation_cpu.gelu_mul),
+    "gelu": Row(activation_reference.gelu, activation_cpu.gelu),
     "sample": Row(sample_reference.sample, sample_cpu.sample),
     "logprobs": Row(sample_reference.logprobs, sample_cpu.logprobs),
 }

@@ -41,9 +41,14 @@ class RouterConfig(_Section):
     """The front door."""
 
     router_id: str = Field("", description="Name of this router, unique; empty: made from host name and process id.")
-    host: str = Field("127.0.0.1", description="Address of the HTTP, gRPC and admin ports.")
+    host: str = Field("127.0.0.1", description="Address of the HTTP and gRPC ports.")
+    keys_file: Path | None = Field(None, description="File of API keys, see `roadtrain keys`; unset: anyone on this machine.")
+    tls_cert_file: Path | None = Field(None, description="Certificate (PEM, with its chain) of the HTTP and gRPC ports.")
+    tls_key_file: Path | None = Field(None, description="Its private key (PEM).")
+    behind_proxy: bool = Field(False, description="A proxy before the ports ends TLS, so that none is needed here.")
     port: Port = Field(8000, description="HTTP port; gRPC and admin take the next two unless set.")
     grpc_port: Port | None = Field(None, description="Public gRPC port.")
+    admin_host: str = Field("127.0.0.1", description="Address of the admin port, which asks for no key.")
     admin_port: Port | None = Field(None, description="Port of health and metrics.")
     admin_socket: Path | None = Field(None, description="Serve the admin port on this unix socket instead.")
     deliver_address: str = Field("127.0.0.1:8003", description="Where workers dial this router: host:port or unix:/path.")
@@ -136,7 +141,9 @@ class Settings(BaseSettings):
         protected_namespaces=(),
     )
 
-    model: str = Field(DEFAULT_MODEL, description="Model to serve: 'smollm2', a Hugging Face id, a directory or a .gguf file.")
+    model: str = Field(
+        DEFAULT_MODEL, description="Model to serve: 'smollm2', 'all-minilm', a Hugging Face id, a directory or a .gguf file."
+    )
     model_path: Path | None = Field(None, description="Where its files are; unset: found or fetched from `model`.")
     served_names: tuple[str, ...] = Field((), description="Names clients may use, the first is shown; empty: the model's own.")
     redis_url: str | None = Field(
@@ -146,6 +153,14 @@ class Settings(BaseSettings):
     )
     queue_shards: Annotated[int, Field(ge=1, le=256)] = Field(
         1, description="Parts of the queue, which a Redis Cluster may keep on several servers; the same for all services."
+    )
+    redis_username: str | None = Field(None, description="User of Redis, see deploy/redis.acl.")
+    redis_password_file: Path | None = Field(None, description="File with that user's password.")
+    redis_ca_file: Path | None = Field(
+        None, description="Authorities that a rediss:// server may be signed by; unset: the system's."
+    )
+    certs_dir: Path | None = Field(
+        None, description="Folder of certificates for calls between services, see `roadtrain certs`; unset: in the clear."
     )
     secret_file: Path | None = Field(None, description="File with the queue's signing key, one or two lines; serve makes one.")
     insecure: bool = Field(False, description="Allow listening beyond this machine without keys and encryption.")
@@ -168,7 +183,12 @@ SHORTCUTS = {
     "router.host": "host",
     "router.port": "port",
     "router.grpc-port": "grpc-port",
+    "router.admin-host": "admin-host",
     "router.admin-port": "admin-port",
+    "router.keys-file": "keys-file",
+    "router.tls-cert-file": "tls-cert-file",
+    "router.tls-key-file": "tls-key-file",
+    "router.behind-proxy": "behind-proxy",
     "router.strict": "strict",
     "router.tool-parser": "tool-parser",
     "router.reasoning-parser": "reasoning-parser",
@@ -307,6 +327,11 @@ def crash_at() -> str:
 def hub_offline() -> bool:
     """Whether the operator forbids asking the Hugging Face Hub."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+def client_key() -> str:
+    """The API key of `roadtrain chat`, where OpenAI's clients look for theirs; empty: none."""
+    return os.environ.get("OPENAI_API_KEY", "")
 
 
 def search_path() -> str:

@@ -3,6 +3,7 @@
 RoadtrainError
 ├── InvalidRequest            400  INVALID_ARGUMENT     wrong parameter, bad JSON, too long a prompt
 ├── Unauthenticated           401  UNAUTHENTICATED
+│   └── NoApiKey              401  UNAUTHENTICATED      the caller did not even try
 ├── PermissionDenied          403  PERMISSION_DENIED
 ├── NotFound                  404  NOT_FOUND            model, path, stream
 ├── MethodNotAllowed          405  UNIMPLEMENTED
@@ -45,7 +46,13 @@ class InvalidRequest(RoadtrainError):
 class Unauthenticated(RoadtrainError):
     """No key, or a wrong one."""
 
-    default_code = "invalid_api_key"
+    default_code: str | None = "invalid_api_key"
+
+
+class NoApiKey(Unauthenticated):
+    """No key was sent; OpenAI gives this no code."""
+
+    default_code = None
 
 
 class PermissionDenied(RoadtrainError):

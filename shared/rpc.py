@@ -7,13 +7,14 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from shared.errors import InvalidRequest, RoadtrainError, StartupError, from_exception, mapped
+from shared.errors import InvalidRequest, MethodNotAllowed, RoadtrainError, StartupError, from_exception, mapped
+from shared.mtls import Peer
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_METADATA_BYTES = 16 * 2**10
@@ -52,6 +53,19 @@ Message = TypeVar("Message")
 Registration = tuple[Callable[[Any, grpc.aio.Server], None], Any]
 
 
+class Guard(Protocol):
+    """Who may talk to a server."""
+
+    @property
+    def credentials(self) -> grpc.ServerCredentials | None:
+        """How its port is encrypted; None: not at all."""
+        ...
+
+    def admit(self, method: str, context: Any) -> None:
+        """Asked before every call ("/package.Service/Call"); raises RoadtrainError for a caller that must not make it."""
+        ...
+
+
 @dataclass(slots=True)
 class Server:
     """A running server. `address` is what was bound: the real port where 0 was asked for."""
@@ -80,21 +94,29 @@ class Server:
         await self._server.wait_for_termination()
 
 
-async def serve(address: str, servicers: Iterable[Registration], *, share_port: bool = False, setting: str = "address") -> Server:
-    """Starts a server with health service and error mapping on `address`.
+async def serve(
+    address: str,
+    servicers: Iterable[Registration],
+    *,
+    share_port: bool = False,
+    setting: str = "address",
+    guard: Guard | None = None,
+) -> Server:
+    """Starts a server with health service and error mapping on `address`; without a guard anyone may talk to it, unencrypted.
 
     servicers: pairs of a generated add_XServicer_to_server and its servicer. share_port lets several processes
     listen on one port. Raises StartupError naming `setting` if the address cannot be bound.
     """
     options = (*SERVER_OPTIONS, ("grpc.so_reuseport", int(share_port)))
-    interceptor = ErrorInterceptor()
+    interceptor = ErrorInterceptor(guard)
     server = grpc.aio.server(options=options, interceptors=[interceptor])
     for add, servicer in servicers:
         add(servicer, server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     try:
-        port = server.add_insecure_port(address)
+        credentials = guard and guard.credentials
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError:
         port = 0
     if port == 0:
@@ -106,9 +128,12 @@ async def serve(address: str, servicers: Iterable[Registration], *, share_port: 
     return running
 
 
-def connect(address: str) -> grpc.aio.Channel:
-    """A channel to `address`; it connects when first used, and again whenever it has to."""
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+def connect(address: str, peer: Peer | None = None) -> grpc.aio.Channel:
+    """A channel to `address`, encrypted if it is a known `peer`; it connects when first used, and again whenever it has to."""
+    if peer is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", peer.name))
+    return grpc.aio.secure_channel(address, peer.credentials, options=options)
 
 
 class Garbled(Exception):
@@ -135,7 +160,9 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RoadtrainErr
     if error.retry_after_s is not None:
         trailing.append((RETRY_AFTER_KEY, f"{error.retry_after_s:.3f}"))
     metadata = tuple((key, _printable(value)) for key, value in trailing if value)
-    await context.abort(grpc.StatusCode[mapped(error).grpc_status], error.message, metadata)
+    # What the servicer has set goes along: what is given here would replace it.
+    told = tuple(context.trailing_metadata() or ())
+    await context.abort(grpc.StatusCode[mapped(error).grpc_status], error.message, (*told, *metadata))
     raise AssertionError("abort always raises")
 
 
@@ -145,10 +172,14 @@ def _printable(text: str) -> str:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns what a servicer raises into a status: the one place where that happens on gRPC. Counts what is no message."""
+    """Asks whether a caller may call, and turns what a servicer raises into a status: the one place for both on gRPC.
 
-    def __init__(self) -> None:
+    Counts what is no message.
+    """
+
+    def __init__(self, guard: Guard | None = None) -> None:
         self.num_undecodable = 0
+        self._guard = guard
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -156,16 +187,24 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         """Wraps the handler that `continuation` finds."""
         handler = await continuation(details)
         if handler is None:
-            return None
+            # A stranger hears the same of calls that are there and of those that are not.
+            return grpc.stream_stream_rpc_method_handler(_guard_stream(_no_such_call, self._asked(details.method)))
         wrapped: Callable[..., Any]
         if handler.response_streaming:
-            wrapped = _guard_stream(handler.stream_stream or handler.unary_stream)
+            wrapped = _guard_stream(handler.stream_stream or handler.unary_stream, self._asked(details.method))
             make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         else:
-            wrapped = _guard_unary(handler.stream_unary or handler.unary_unary)
+            wrapped = _guard_unary(handler.stream_unary or handler.unary_unary, self._asked(details.method))
             make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         read = self._counted(details.method, handler.request_deserializer, told_later=not handler.request_streaming)
         return make(wrapped, read, handler.response_serializer)
+
+    def _asked(self, method: str) -> Callable[[Any], None]:
+        def asked(context: Any) -> None:
+            if self._guard is not None:
+                self._guard.admit(method, context)
+
+        return asked
 
     def _counted(self, method: str, read: Callable[[bytes], Any], *, told_later: bool) -> Callable[[bytes], Any]:
         """told_later: what is raised here would reach the caller in gRPC's own words, with names of classes in them."""
@@ -183,6 +222,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return counted
 
 
+async def _no_such_call(requests: Any, context: Any) -> None:
+    raise MethodNotAllowed("There is no such call.", code="unknown_method")
+
+
 _NO_MESSAGE = object()
 
 
@@ -191,9 +234,10 @@ def _check(request: Any) -> None:
         raise DecodeError
 
 
-def _guard_unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def _guard_unary(method: Callable[..., Awaitable[Any]], admit: Callable[[Any], None]) -> Callable[..., Awaitable[Any]]:
     async def guarded(request: Any, context: Any) -> Any:
         try:
+            admit(context)
             _check(request)
             return await method(request, context)
         except Exception as exception:
@@ -202,9 +246,10 @@ def _guard_unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitab
     return guarded
 
 
-def _guard_stream(method: Callable[..., Any]) -> Callable[..., AsyncIterator[Any]]:
+def _guard_stream(method: Callable[..., Any], admit: Callable[[Any], None]) -> Callable[..., AsyncIterator[Any]]:
     async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
+            admit(context)
             _check(request)
             responses = method(request, context)
             if inspect.isawaitable(responses):

@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 runpy.run_path(str(ROOT / "protos" / "generate.py"))["generate"](ROOT)
 # Under python -O only rewritten asserts check anything.
-pytest.register_assert_rewrite("tests.stack", "tests.redis_server", "tests.redis_many", "tests.garbled", "tests.gguf_writer")
+pytest.register_assert_rewrite(
+    "tests.stack", "tests.redis_server", "tests.redis_many", "tests.redis_users", "tests.garbled", "tests.gguf_writer"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

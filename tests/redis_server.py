@@ -46,7 +46,8 @@ def launch(socket_path: Path, *options: str) -> RedisServer:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
             probe.connect(str(socket_path))
             probe.sendall(b"PING\r\n")
-            if probe.recv(16).startswith(b"+PONG"):
+            # One that asks for a password answers as well.
+            if probe.recv(16).startswith((b"+PONG", b"-NOAUTH")):
                 return RedisServer(socket_path, process)
         if process.poll() is not None:
             raise RuntimeError(f"redis-server exited with {process.returncode}")

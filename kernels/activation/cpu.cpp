@@ -1,5 +1,6 @@
 // Gated activations: silu(g) u = g / (1 + exp(-g)) u, and gelu in its tanh form, which is g / (1 + exp(-2 z)) u with
-// z = sqrt(2 / pi) (g + 0.044715 g^3).
+// z = sqrt(2 / pi) (g + 0.044715 g^3). And gelu by itself in its first form, x (1 + erf(x / sqrt(2))) / 2, which is
+// max(x, 0) - |x| erfc(|x| / sqrt(2)) / 2; erfc by Abramowitz and Stegun 7.1.26, which is off by 1.5e-7 at most.
 //
 // It knows nothing of Python: shapes are checked before it is called.
 #include "../parallel.h"
@@ -46,6 +47,36 @@ void row(const float* gate, const float* up, float* out, int64_t f) {
     }
 }
 
+v8 gelu_erf(v8 x) {
+    const v8 size = larger(x, -x), z = size * splat(0.70710678119f);
+    const v8 t = splat(1.0f) / fma(z, splat(0.3275911f), splat(1.0f));
+    v8 p = fma(t, splat(1.061405429f), splat(-1.453152027f));
+    p = fma(p, t, splat(1.421413741f));
+    p = fma(p, t, splat(-0.284496736f));
+    p = fma(p, t, splat(0.254829592f));
+    return larger(x, splat(0.0f)) - size * (splat(0.5f) * p * t * exp8(-(z * z)));
+}
+
+struct plain_args {
+    const float* x;
+    float* y;
+    int64_t n;
+};
+
+// Every element by the same operations, wherever it stands: the last ones of a thread are padded, not done otherwise.
+void gelu_body(const void* args, int tid, int nth) {
+    const plain_args& a = *(const plain_args*)args;
+    int64_t i = part(a.n, tid, nth);
+    const int64_t end = part(a.n, tid + 1, nth);
+    for (; i + 8 <= end; i += 8) store(a.y + i, gelu_erf(load(a.x + i)));
+    if (i < end) {
+        v8 last = splat(0);
+        memcpy(&last, a.x + i, sizeof(float) * (size_t)(end - i));
+        last = gelu_erf(last);
+        memcpy(a.y + i, &last, sizeof(float) * (size_t)(end - i));
+    }
+}
+
 }  // namespace
 
 EXPORT void rt_gated_body(const void* args, int tid, int nth) {
@@ -78,3 +109,7 @@ void run(const float* x, float* y, int64_t t, int64_t f, int gelu, int num_threa
 
 EXPORT void rt_silu_mul(const float* x, float* y, int64_t t, int64_t f, int num_threads) { run(x, y, t, f, 0, num_threads); }
 EXPORT void rt_gelu_mul(const float* x, float* y, int64_t t, int64_t f, int num_threads) { run(x, y, t, f, 1, num_threads); }
+EXPORT void rt_gelu(const float* x, float* y, int64_t n, int num_threads) {
+    plain_args args{x, y, n};
+    in_parallel(gelu_body, &args, num_threads, n <= 16384);
+}

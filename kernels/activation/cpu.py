@@ -1,4 +1,4 @@
-"""Gated activations in C++ (cpu.cpp); same arguments as reference.py.
+"""Activations in C++ (cpu.cpp); same arguments as reference.py.
 
 They know nothing of the products around them.
 """
@@ -19,6 +19,19 @@ def silu_mul(library: Library) -> Callable[[Tensor], Tensor]:
 def gelu_mul(library: Library) -> Callable[[Tensor], Tensor]:
     """reference.gelu_mul."""
     return _gated(library, "rt_gelu_mul")
+
+
+def gelu(library: Library) -> Callable[[Tensor], Tensor]:
+    """reference.gelu."""
+    call = library.function("rt_gelu", "ppli")
+
+    def run(x: Tensor) -> Tensor:
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        call(x.data_ptr(), y.data_ptr(), x.numel(), torch.get_num_threads())
+        return y
+
+    return run
 
 
 def _gated(library: Library, name: str) -> Callable[[Tensor], Tensor]:

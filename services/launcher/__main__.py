@@ -18,9 +18,11 @@ USAGE = """\
 roadtrain - serves large language models to thousands of users at once
 
   roadtrain serve [MODEL]    all services on this machine; MODEL is 'smollm2' (default), org/name, a directory or a .gguf file
-  roadtrain chat [URL]       talk to a running server (default http://127.0.0.1:8000)
+  roadtrain chat [URL]       talk to a running server (default http://127.0.0.1:8000; a key is read from OPENAI_API_KEY)
   roadtrain pull [MODEL]     fetch a model and print where it is
   roadtrain bench NAME       measure: NAME is one of the programs in bench/, for example capacity
+  roadtrain keys FILE        make an API key; `roadtrain keys --help` lists what it may be given
+  roadtrain certs DIR        make certificates for calls between services
   roadtrain dead ls          requests put aside because they ended three processes; also show, retry, drop
   roadtrain version          print the version
 
@@ -78,6 +80,8 @@ def _run(arguments: Sequence[str], child: bool) -> int:
         "chat": _chat,
         "bench": _bench,
         "dead": _dead,
+        "keys": _keys,
+        "certs": _certs,
     }
     if command not in commands:
         print(f"roadtrain: no command {command!r}\n\n{USAGE}", file=sys.stderr)
@@ -118,6 +122,18 @@ def _dead(arguments: Sequence[str]) -> int:
     from services.launcher.dead import dead
 
     return dead(arguments)
+
+
+def _keys(arguments: Sequence[str]) -> int:
+    from services.launcher.keys import keys
+
+    return keys(arguments)
+
+
+def _certs(arguments: Sequence[str]) -> int:
+    from services.launcher.certs import certs
+
+    return certs(arguments)
 
 
 def _bench(arguments: Sequence[str]) -> int:

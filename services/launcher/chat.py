@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+from shared.config import client_key
 from shared.errors import StartupError
 
 HELP = "Enter sends, an empty line is ignored, /clear forgets the conversation, Ctrl-D or /bye ends, Ctrl-C stops an answer."
@@ -74,7 +75,10 @@ def _stream(url: str, body: dict[str, Any]) -> Iterator[str]:
 
 def _open(url: str, body: dict[str, Any] | None) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    if key := client_key():
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(url, data=data, headers=headers)
     try:
         return urllib.request.urlopen(request, timeout=600)
     except urllib.error.HTTPError as error:

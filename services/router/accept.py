@@ -8,7 +8,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from services.router.auth import Identity
 from services.router.chats import chat_message, check_chat, check_num_messages
+from services.router.extras import check_best_of, extras_of
 from services.router.generate import DEFAULT_BAND, GenerateRequest
 from services.router.grammars import grammar_of
 from services.router.prompts import check_text, prompts_of, unpack
@@ -46,7 +48,7 @@ _SAME_NAME = (
 class Caller:
     """Who asks, and what came beside the body. after: the id of the last event it got. band: whatever the body says."""
 
-    tenant: str
+    identity: Identity
     idempotency_key: str | None
     deadline_ms: int
     trace: types_pb2.TraceContext
@@ -102,22 +104,21 @@ def chat_request(body: ChatBody, caller: Caller) -> GenerateRequest:
 def completion_requests(body: CompletionBody, caller: Caller) -> list[GenerateRequest]:
     """One request per prompt of a completions body. Raises InvalidRequest."""
     _check_stream(body)
-    if body.best_of not in (None, body.n or 1):
-        raise InvalidRequest(
-            "'best_of' other than 'n' is not supported: ask for n choices and choose among them.",
-            param="best_of",
-            code="unsupported_parameter",
-        )
+    num_drawn = check_best_of(body)
+    prompt_only = bool(body.echo) and body.max_tokens == 0
     # With echo the prompt's tokens are part of the answer, and so are their log-probabilities.
     prompt_logprobs = body.logprobs if body.echo and body.prompt_logprobs is None else body.prompt_logprobs
     grammar, grammar_name = grammar_of(body)
     sampling = _sampling(
         body,
         grammar=grammar,
-        max_tokens=DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens,
-        num_logprobs=body.logprobs,
+        # Even of a prompt alone a worker computes what comes next.
+        max_tokens=1 if prompt_only else DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens,
+        # Which choices are the best is a matter of their log-probabilities.
+        num_logprobs=0 if body.logprobs is None and num_drawn > (body.n or 1) else body.logprobs,
         num_prompt_logprobs=prompt_logprobs,
     )
+    sampling = replace(sampling, n=num_drawn)
     prompts = prompts_of(body.prompt)
     if len(prompts) * sampling.n > MAX_CHOICES:
         raise InvalidRequest(f"Prompts times 'n' may be at most {MAX_CHOICES}.", param="n", code="integer_above_max_value")
@@ -126,6 +127,7 @@ def completion_requests(body: CompletionBody, caller: Caller) -> list[GenerateRe
         "num_logprobs": "logprobs",
         "num_prompt_logprobs": "prompt_logprobs" if own else "logprobs",
         "band": "priority",
+        "n": "best_of" if num_drawn > (body.n or 1) else "n",
         "grammar": grammar_name,
     }
     requests = []
@@ -154,7 +156,7 @@ def proto_request(message: router_pb2.ChatRequest | router_pb2.CompleteRequest, 
         check_text(prompt, field)
     request = GenerateRequest(
         model=message.model,
-        tenant=caller.tenant,
+        identity=caller.identity,
         prompt=prompt,
         sampling=from_proto(options.sampling),
         echo=isinstance(message, router_pb2.CompleteRequest) and message.echo,
@@ -184,14 +186,15 @@ def check_request(request: GenerateRequest) -> None:
             f"Invalid 'cache_salt': at most {MAX_SALT_CHARS} printable characters.", param="cache_salt", code="invalid_value"
         )
     key = request.idempotency_key
-    if key is not None and not (1 <= len(key) <= MAX_KEY_CHARS + len("/127") and key.isprintable()):
+    if key is not None and not (1 <= len(key) <= MAX_KEY_CHARS + len("/2047") and key.isprintable()):
         raise InvalidRequest(
             f"Invalid idempotency key: 1 to {MAX_KEY_CHARS} printable characters.", param="idempotency_key", code="invalid_value"
         )
 
 
 def _check_stream(body: Body) -> None:
-    if body.stream_options not in (None, StreamOptions()) and not body.stream:
+    options = body.stream_options
+    if options not in (None, StreamOptions()) and not body.stream:
         raise InvalidRequest("'stream_options' needs 'stream': true.", param="stream_options", code="invalid_value")
     if body.stream and body.prompt_logprobs is not None:
         raise InvalidRequest(
@@ -242,10 +245,13 @@ def _request(
     goes_on = body.stream and caller.idempotency_key is not None and key in (None, caller.idempotency_key)
     request = GenerateRequest(
         model=body.model,
-        tenant=caller.tenant,
+        identity=caller.identity,
         prompt=prompt,
         sampling=sampling,
         echo=isinstance(body, CompletionBody) and bool(body.echo),
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
+        add_special_tokens=not (isinstance(body, CompletionBody) and body.add_special_tokens is False),
+        extras=extras_of(body),
         dialect="completion" if isinstance(body, CompletionBody) else "chat",
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         band=next(band for band in (caller.band, body.priority, DEFAULT_BAND) if band is not None),

@@ -6,17 +6,20 @@ It knows nothing of how bodies are read, nor of what a chat is.
 import asyncio
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from services.router.exchange import Exchange
+from services.router.exchange import EVENT_STREAM, Exchange
 from services.router.front import Front
 from services.router.generate import ChoiceEnd, GenerateRequest, Generation, TextDelta
+from services.router.logprobs import rows
 from services.router.needs import Starter
 from services.router.parts import CallArguments, CallBegun, Done, Part, PartReader, Said
-from services.router.sse import DONE, Answer, ChunkWriter, Dialect, EventStream
+from services.router.sse import DONE, Answer, Dialect, EventStream, Writer
 from shared.errors import RoadtrainError, from_exception
+from shared.pb import types_pb2
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -38,6 +41,7 @@ class Choice:
     """One finished choice. `logprobs` holds what the dialect makes of each delta that has any.
 
     calls: of tools, each its id, name and the pieces of its arguments.
+    stop_reason: the stop string or stop token that ended it, as vLLM has it. token_ids: all that were given.
     """
 
     index: int
@@ -47,26 +51,44 @@ class Choice:
     logprobs: list[Any] = field(default_factory=list)
     finish_reason: str | None = None
     num_reasoning_tokens: int = 0
+    stop_reason: str | int | None = None
+    token_ids: list[int] = field(default_factory=list)
+    sum_logprobs: float = 0.0
+
+    @property
+    def mean_logprob(self) -> float:
+        """Per token, where log-probabilities were asked for."""
+        return self.sum_logprobs / len(self.token_ids) if self.token_ids else -math.inf
+
+    def count(self, event: TextDelta) -> None:
+        """Its tokens."""
+        self.token_ids += event.token_ids
+        if event.logprobs is not None:
+            self.sum_logprobs += sum(values[0] for _, values in rows(event.logprobs))
 
 
-def describe(dialect: Dialect, generation: Generation, fingerprint: str) -> Answer:
+def describe(dialect: Dialect, generation: Generation, fingerprint: str, extras: types_pb2.Extras | None = None) -> Answer:
     """What all parts of the answer to `generation` have in common."""
     shown = "fp_" + hashlib.sha256(fingerprint.encode()).hexdigest()[:10] if fingerprint else None
-    return Answer(dialect, generation.rid, generation.created, generation.model, shown)
+    tier = "" if extras is None else extras.service_tier
+    return Answer(dialect, generation.rid, generation.created, generation.model, shown, tier)
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Accepted requests that one event stream answers, and a writer for each."""
+    """Accepted requests that one event stream answers, and a writer for each; `ending` closes it."""
 
     generations: list[Generation]
-    writers: list[ChunkWriter]
+    writers: Sequence[Writer]
     include_usage: bool
+    ending: bytes = DONE
 
 
-async def stream(exchange: Exchange, front: Front, start: Callable[[], Coroutine[Any, Any, Opened]]) -> None:
+async def stream(
+    exchange: Exchange, front: Front, start: Callable[[], Coroutine[Any, Any, Opened]], media_type: bytes = EVENT_STREAM
+) -> None:
     """Answers with an event stream. Raises RoadtrainError, also from `start`, only while nothing has been sent."""
-    events = EventStream(exchange, front.config.keep_alive_s)
+    events = EventStream(exchange, front.config.keep_alive_s, media_type)
 
     async def work() -> None:
         opened = await start()
@@ -76,7 +98,7 @@ async def stream(exchange: Exchange, front: Front, start: Callable[[], Coroutine
             await _all_or_none(relays)
             num_reasoning_tokens = sum(writer.num_reasoning_tokens for writer in writers)
             usage = usage_object(generations, num_reasoning_tokens)
-            await events.write((writers[0].usage(usage) if opened.include_usage else b"") + DONE, last=True)
+            await events.write((writers[0].usage(usage) if opened.include_usage else b"") + opened.ending, last=True)
         except Exception as exception:
             await end_all(generations)
             if not events.begun:
@@ -133,8 +155,19 @@ def usage_object(generations: Sequence[Generation], num_reasoning_tokens: int = 
         "prompt_tokens": num_prompt,
         "completion_tokens": num_output,
         "total_tokens": num_prompt + num_output,
-        "prompt_tokens_details": {"cached_tokens": sum(usage.num_cached_tokens for usage in usages)},
-        "completion_tokens_details": {"reasoning_tokens": num_reasoning_tokens},
+        "prompt_tokens_details": {
+            "cached_tokens": sum(usage.num_cached_tokens for usage in usages),
+            "audio_tokens": 0,
+            "image_tokens": 0,
+            "text_tokens": num_prompt,
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": num_reasoning_tokens,
+            "audio_tokens": 0,
+            "text_tokens": num_output,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
 
 
@@ -167,7 +200,7 @@ async def end_all(generations: Sequence[Generation]) -> None:
         await generation.cancel("disconnect")
 
 
-async def _relay(generation: Generation, writer: ChunkWriter, events: EventStream) -> None:
+async def _relay(generation: Generation, writer: Writer, events: EventStream) -> None:
     position = generation.position()
     async for happened in generation.events():
         data = writer.render(happened, position)
@@ -183,8 +216,10 @@ async def _collect(generation: Generation, num_choices: int, logprobs: DeltaLogp
             choice = choices[event.choice]
             if isinstance(event, ChoiceEnd):
                 choice.finish_reason = event.reason
+                choice.stop_reason = event.stop_reason
                 continue
             choice.text.append(event.text)
+            choice.count(event)
             if logprobs is not None and (piece := logprobs(event)) is not None:
                 choice.logprobs.append(piece)
     return choices
@@ -198,8 +233,10 @@ async def _collect_parts(
         for event in happened:
             for part in reader.read(event):
                 _add(choices[part.choice], part)
-            if logprobs is not None and isinstance(event, TextDelta) and (piece := logprobs(event)) is not None:
-                choices[event.choice].logprobs.append(piece)
+            if isinstance(event, TextDelta):
+                choices[event.choice].count(event)
+                if logprobs is not None and (piece := logprobs(event)) is not None:
+                    choices[event.choice].logprobs.append(piece)
     return choices
 
 
@@ -215,6 +252,7 @@ def _add(choice: Choice, part: Part) -> None:
             choice.calls[-1].arguments.append(part.text)
         case Done():
             choice.finish_reason, choice.num_reasoning_tokens = part.reason, part.num_reasoning_tokens
+            choice.stop_reason = part.event.stop_reason
 
 
 async def _all_or_none(coroutines: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:

@@ -1,19 +1,38 @@
 """The HTTP applications: which path is answered by what, and the one layer that everything passes.
 
 That layer, in order: headers within bounds, a caller (before routing, and on the raw path, so that no other spelling of
-a path gets around it), then the endpoint; every error becomes OpenAI's object here. It knows nothing of what endpoints do.
+a path gets around it), its rate limits, then the endpoint; every error becomes OpenAI's object here. It knows nothing of
+what endpoints do.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.router.answers import shown
-from services.router.auth import PUBLIC_PATHS, authenticate
-from services.router.endpoints import batches, chat, completions, files, health, messages, models, responses, streams
+from services.router.auth import PUBLIC_PATHS
+from services.router.endpoints import (
+    batches,
+    chat,
+    completions,
+    description,
+    embeddings,
+    files,
+    health,
+    messages,
+    models,
+    ollama,
+    responses,
+    scores,
+    streams,
+    tgi,
+    tokenize,
+)
+from services.router.errors_http import style_of
 from services.router.exchange import Exchange
 from services.router.front import Front, going_away
 from services.router.parse import ClientGone
@@ -30,6 +49,10 @@ Methods = Mapping[str, Handle]
 ENDPOINTS: Mapping[str, Methods] = {
     "/v1/chat/completions": {"POST": chat.chat},
     "/v1/completions": {"POST": completions.completions},
+    "/v1/embeddings": {"POST": embeddings.embeddings},
+    "/v1/score": {"POST": scores.score},
+    "/v1/rerank": {"POST": scores.rerank},
+    "/v2/rerank": {"POST": scores.rerank},
     "/v1/messages": {"POST": messages.messages},
     "/v1/messages/count_tokens": {"POST": messages.count_tokens},
     "/v1/streams/{rid}": {"GET": streams.take_up},
@@ -40,11 +63,27 @@ ENDPOINTS: Mapping[str, Methods] = {
     "/v1/batches/{batch_id}": {"GET": batches.one_batch},
     "/v1/batches/{batch_id}/cancel": {"POST": batches.cancel},
     "/v1/responses": {"POST": responses.create},
+    "/v1/responses/input_tokens": {"POST": responses.count_tokens},
     "/v1/responses/{response_id}": {"GET": responses.retrieve, "DELETE": responses.delete},
     "/v1/responses/{response_id}/cancel": {"POST": responses.cancel},
     "/v1/responses/{response_id}/input_items": {"GET": responses.input_items},
     "/v1/models": {"GET": models.list_models},
     "/v1/models/{name:path}": {"GET": models.one_model},
+    "/tokenize": {"POST": tokenize.tokenize},
+    "/detokenize": {"POST": tokenize.detokenize},
+    "/tokenizer_info": {"GET": tokenize.tokenizer_info},
+    "/api/chat": {"POST": ollama.chat},
+    "/api/generate": {"POST": ollama.generate},
+    "/api/embed": {"POST": ollama.embed},
+    "/api/tags": {"GET": ollama.tags},
+    "/api/show": {"POST": ollama.show},
+    "/api/ps": {"GET": ollama.running},
+    "/api/version": {"GET": ollama.version},
+    "/": {"POST": tgi.root},
+    "/generate": {"POST": tgi.generate},
+    "/generate_stream": {"POST": tgi.generate_stream},
+    "/info": {"GET": tgi.info},
+    "/openapi.json": {"GET": description.openapi},
     "/health": {"GET": health.ready},
     "/livez": {"GET": health.alive},
     "/readyz": {"GET": health.ready},
@@ -107,6 +146,7 @@ class _Layer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
+        exchange.style = style_of(scope["path"])
         scope[EXCHANGE] = exchange
         self._front.num_open += 1
         try:
@@ -133,6 +173,14 @@ class _Layer:
             return
         exchange.check_host()
         if self._public is not None and scope["raw_path"] not in self._public:
-            authorization = exchange.headers.get(b"authorization")
-            exchange.tenant = authenticate(None if authorization is None else authorization.decode("latin-1"))
+            keys = self._front.keys
+            exchange.identity = keys.authenticate(exchange.values(b"authorization"), exchange.values(b"x-api-key"))
+            if exchange.identity.is_limited:
+                await self._limit(exchange, scope["method"])
         await self._router(scope, receive, send)
+
+    async def _limit(self, exchange: Exchange, method: str) -> None:
+        """Before the body is read: too much is refused cheaply. What only asks for facts takes nothing from the limits."""
+        limiter, identity = self._front.plane.limiter, exchange.identity
+        exchange.standing = partial(limiter.headers, identity)
+        await (limiter.look(identity) if method in ("GET", "HEAD") else limiter.enter(identity))

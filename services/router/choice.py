@@ -35,7 +35,9 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
 class ChoiceEnd(msgspec.Struct, frozen=True, gc=False):
     """One choice ended, after its last TextDelta; `num_tokens` are its output tokens, the stop token included.
 
-    With reason "stop", at most one of `stop_string` and `stop_token_id` says what ended it.
+    With reason "stop", at most one of `stop_string` and `stop_token_id` says what ended it; `stop_reason` is the one of
+    them that the request asked for, None at the model's own end. `vector` is what a request for one ended with, float32
+    little-endian.
     """
 
     choice: int
@@ -44,6 +46,8 @@ class ChoiceEnd(msgspec.Struct, frozen=True, gc=False):
     stop_string: str | None
     stop_token_id: int | None
     position: str
+    vector: bytes = b""
+    stop_reason: str | int | None = None
 
 
 Event = TextDelta | ChoiceEnd
@@ -63,6 +67,9 @@ class Owner(Protocol):
     def stop(self, log: ChoiceLog, num_tokens: int) -> None:
         """A stop string ended it."""
 
+    def told(self) -> None:
+        """It ended without ids to decode."""
+
     def failed(self, finish: delivery_pb2.Finish) -> None:
         """Its worker gave it up."""
 
@@ -77,7 +84,7 @@ class Owner(Protocol):
 class DecodeRule:
     """How a request's ids become text. `hidden_token_ids` end a choice without showing their own text.
 
-    echo_given: the client has the text of `echo_token_ids` already.
+    echo_given: the client has the text of `echo_token_ids` already. prompt_only: it gets that text and no output.
     """
 
     stop: tuple[str, ...]
@@ -87,6 +94,8 @@ class DecodeRule:
     hidden_token_ids: frozenset[int]
     echo_token_ids: Sequence[int]
     echo_given: bool = False
+    prompt_only: bool = False
+    stop_token_ids: frozenset[int] = frozenset()
 
 
 class ChoiceText:
@@ -145,6 +154,9 @@ class ChoiceText:
         finish = self.log.finish
         if finish is not None and finish.reason not in _REASONS:
             self._owner.failed(finish)
+        elif finish is not None and finish.vector:
+            self.drained()
+            self._owner.told()
         else:
             self._owner.push(self)
 
@@ -176,6 +188,9 @@ class ChoiceText:
             return ()
         if log.finish is not None:
             self.exhausted = True
+        if self._rule.prompt_only:
+            return ()
+        if log.finish is not None:
             if log.finish.HasField("stop_token_id") and self._rule.hidden_token_ids:
                 end -= 1
         elif end and token_ids[-1] in self._rule.hidden_token_ids:
@@ -218,6 +233,8 @@ class ChoiceText:
 
     def drained(self) -> None:
         """See decode.Reader."""
+        if self._rule.prompt_only:
+            self._owner.stop(self.log, 0)
         self.num_decoded = len(self.log.token_ids)
         self.over = True
         self._owner.offer(self)
@@ -255,9 +272,15 @@ class ChoiceText:
         reason: EndReason = "stop"
         stop_string: str | None = None
         stop_token_id: int | None = None
-        if self._stop_index is not None:
+        vector = b""
+        if self._rule.prompt_only:
+            reason = "length"
+        elif self._stop_index is not None:
             stop_string = self._rule.stop[self._stop_index]
         elif finish is not None:
             reason = _REASONS[finish.reason]
             stop_token_id = finish.stop_token_id if finish.HasField("stop_token_id") else None
-        return ChoiceEnd(log.index, reason, len(log.token_ids), stop_string, stop_token_id, self._owner.position())
+            vector = finish.vector
+        asked = stop_token_id if stop_token_id in self._rule.stop_token_ids else stop_string
+        position = self._owner.position()
+        return ChoiceEnd(log.index, reason, len(log.token_ids), stop_string, stop_token_id, position, vector, asked)

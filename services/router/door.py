@@ -4,19 +4,21 @@ Errors are raised; shared/rpc.py turns them into a status with code and param in
 It knows nothing of HTTP, nor of what happens to a request.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 
 from services.router.accept import Caller, proto_request
-from services.router.auth import authenticate
 from services.router.door_events import event_message, part_message
 from services.router.front import Front
 from services.router.generate import Generation
+from services.router.guard import caller
 from services.router.parts import PartReader
+from services.router.vectors import make_vectors, proto_vectors
 from shared.errors import InvalidRequest, RoadtrainError, mapped
-from shared.pb import router_pb2, router_pb2_grpc
+from shared.pb import router_pb2, router_pb2_grpc, types_pb2
 from shared.telemetry import context_from_headers
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -32,32 +34,42 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
 
     async def Chat(self, request: router_pb2.ChatRequest, context: Context) -> AsyncIterator[router_pb2.Event]:  # noqa: N802
         """See protos/router.proto."""
-        async for event in self._counted("Chat", self._starting(request, context)):
+        async for event in self._counted("Chat", self._starting(request, context), context):
             yield event
 
     async def Complete(  # noqa: N802
         self, request: router_pb2.CompleteRequest, context: Context
     ) -> AsyncIterator[router_pb2.Event]:
         """See protos/router.proto."""
-        async for event in self._counted("Complete", self._starting(request, context)):
+        async for event in self._counted("Complete", self._starting(request, context), context):
             yield event
+
+    async def Embed(self, request: router_pb2.EmbedRequest, context: Context) -> router_pb2.EmbedReply:  # noqa: N802
+        """See protos/router.proto."""
+        front = self._front
+        with self._counting("Embed", context):
+            await self._enter()
+            wanted = proto_vectors(request, _caller(request.options, context))
+            made = await make_vectors(front.plane, wanted, front.config.default_deadline_s)
+        usage = types_pb2.Usage(num_prompt_tokens=made.num_prompt_tokens, num_cached_tokens=made.num_cached_tokens)
+        return router_pb2.EmbedReply(model=front.plane.model.names[0], vectors=made.values, usage=usage)
 
     async def Resume(  # noqa: N802
         self, request: router_pb2.ResumeRequest, context: Context
     ) -> AsyncIterator[router_pb2.Event]:
         """See protos/router.proto."""
-        tenant = authenticate(_metadata(context).get("authorization"))
+        identity = caller()
 
         async def start() -> Generation:
-            generation, _ = await self._front.plane.generator.resume(request.rid, request.position, tenant)
+            generation, _ = await self._front.plane.generator.resume(request.rid, request.position, identity)
             return generation
 
-        async for event in self._counted("Resume", start):
+        async for event in self._counted("Resume", start, context):
             yield event
 
     async def Cancel(self, request: router_pb2.CancelRequest, context: Context) -> router_pb2.CancelReply:  # noqa: N802
         """See protos/router.proto."""
-        tenant = authenticate(_metadata(context).get("authorization"))
+        tenant = caller().tenant
         if not request.rid:
             raise InvalidRequest("Missing required parameter: 'rid'.", param="rid", code="missing_required_parameter")
         return router_pb2.CancelReply(cancelled=await self._front.plane.generator.cancel(request.rid, tenant))
@@ -66,10 +78,10 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
         self, request: router_pb2.ListModelsRequest, context: Context
     ) -> router_pb2.ListModelsReply:
         """See protos/router.proto."""
-        authenticate(_metadata(context).get("authorization"))
         model = self._front.plane.model
+        names = [name for name in model.names if caller().may_use(name)]
         return router_pb2.ListModelsReply(
-            models=[router_pb2.Model(id=name, created=model.created, max_model_len=model.max_model_len) for name in model.names]
+            models=[router_pb2.Model(id=name, created=model.created, max_model_len=model.max_model_len) for name in names]
         )
 
     def _starting(self, request: router_pb2.ChatRequest | router_pb2.CompleteRequest, context: Context) -> Start:
@@ -78,14 +90,27 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
 
         return start
 
-    async def _counted(self, method: str, start: Start) -> AsyncIterator[router_pb2.Event]:
-        """The answer's events; the call is counted by how it ended."""
-        status = grpc.StatusCode.CANCELLED
-        self._front.num_open += 1
-        try:
-            self._front.admit()
+    async def _counted(self, method: str, start: Start, context: Context) -> AsyncIterator[router_pb2.Event]:
+        """The answer's events."""
+        with self._counting(method, context):
+            await self._enter()
             async for event in self._answer(await start()):
                 yield event
+
+    async def _enter(self) -> None:
+        """One more call that asks for work. Raises Unavailable, RateLimited."""
+        self._front.admit()
+        identity = caller()
+        if identity.is_limited:
+            await self._front.plane.limiter.enter(identity)
+
+    @contextmanager
+    def _counting(self, method: str, context: Context) -> Iterator[None]:
+        """The call is counted by how it ended, and how its caller's limits stand then is in the trailing metadata."""
+        status, identity = grpc.StatusCode.CANCELLED, caller()
+        self._front.num_open += 1
+        try:
+            yield
             status = grpc.StatusCode.OK
         except RoadtrainError as error:
             status = grpc.StatusCode[mapped(error).grpc_status]
@@ -94,6 +119,8 @@ class GrpcDoor(router_pb2_grpc.RouterServicer):
             status = grpc.StatusCode.INTERNAL
             raise
         finally:
+            if identity.is_limited:
+                context.set_trailing_metadata(tuple(self._front.plane.limiter.headers(identity)))
             self._front.num_open -= 1
             self._front.answered["grpc", method, status.name] += 1
 
@@ -131,7 +158,7 @@ def _caller(options: router_pb2.Options, context: Context) -> Caller:
     if left_s is not None:
         deadlines_ms.append(max(1, int(left_s * 1000)))
     return Caller(
-        tenant=authenticate(metadata.get("authorization")),
+        identity=caller(),
         idempotency_key=options.idempotency_key or None,
         deadline_ms=min(deadlines_ms, default=0),
         trace=context_from_headers(metadata),

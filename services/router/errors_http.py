@@ -1,35 +1,79 @@
-"""RoadtrainError as HTTP: the error object of OpenAI or Anthropic, the status and the headers that clients act on.
+"""RoadtrainError as HTTP: the status from the one table, headers that clients act on, and a body as each dialect has it.
 
 It knows nothing of what went wrong.
 """
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from services.router.anthropic.errors import message_error
-from shared.errors import RoadtrainError, as_object, mapped
+from shared.errors import InvalidRequest, RoadtrainError, Unavailable, as_object, mapped
 
 # Statuses that OpenAI's clients send again unless told otherwise.
 _RETRIED = frozenset({408, 409, 429})
 
-# Where Anthropic's clients ask.
-ANTHROPIC = "/v1/messages"
-
 Headers = list[tuple[bytes, bytes]]
 
 
-def error_body(error: RoadtrainError, path: str, request_id: bytes) -> bytes:
-    """The error as JSON: {"error": {message, type, param, code}}, or as those who use `path` know it."""
-    if path.startswith(ANTHROPIC):
-        return msgspec.json.encode(message_error(error, request_id))
-    return msgspec.json.encode({"error": as_object(error)})
+@dataclass(frozen=True, slots=True)
+class ErrorStyle:
+    """How a dialect says what went wrong. in_stream: what stands around the body there; statuses: its own for some of ours."""
+
+    shown: Callable[[RoadtrainError, bytes], dict[str, Any]]
+    in_stream: tuple[bytes, bytes]
+    statuses: Mapping[int, int] = field(default_factory=dict)
+
+    def body(self, error: RoadtrainError, request_id: bytes) -> bytes:
+        """The error as JSON."""
+        return msgspec.json.encode(self.shown(error, request_id))
+
+    def event(self, error: RoadtrainError, request_id: bytes) -> bytes:
+        """The error as the last thing said in a stream."""
+        before, after = self.in_stream
+        return before + self.body(error, request_id) + after
+
+    def status(self, error: RoadtrainError) -> int:
+        """The HTTP status."""
+        ours = mapped(error).http_status
+        return self.statuses.get(ours, ours)
 
 
-def error_event(error: RoadtrainError, path: str, request_id: bytes) -> bytes:
-    """The same as an event of a stream."""
-    name = b"event: error\n" if path.startswith(ANTHROPIC) else b""
-    return name + b"data: " + error_body(error, path, request_id) + b"\n\n"
+def _openai(error: RoadtrainError, _: bytes) -> dict[str, Any]:
+    return {"error": as_object(error)}
+
+
+def _ollama(error: RoadtrainError, _: bytes) -> dict[str, Any]:
+    return {"error": error.message}
+
+
+def _tgi(error: RoadtrainError, _: bytes) -> dict[str, Any]:
+    kind = "generation"
+    if isinstance(error, InvalidRequest):
+        kind = "validation"
+    elif isinstance(error, Unavailable):
+        kind = "overloaded"
+    return {"error": error.message, "error_type": kind}
+
+
+ANTHROPIC = ErrorStyle(message_error, (b"event: error\ndata: ", b"\n\n"))
+OPENAI = ErrorStyle(_openai, (b"data: ", b"\n\n"))
+OLLAMA = ErrorStyle(_ollama, (b"", b"\n"))
+TGI = ErrorStyle(_tgi, (b"data:", b"\n\n"), {400: 422, 500: 424, 503: 429})
+
+_OF_TGI = frozenset({"/", "/generate", "/generate_stream", "/info"})
+
+
+def style_of(path: str) -> ErrorStyle:
+    """Whose dialect is spoken on this path."""
+    if path.startswith("/api/"):
+        return OLLAMA
+    if path.startswith("/v1/messages"):
+        return ANTHROPIC
+    return TGI if path in _OF_TGI else OPENAI
 
 
 def error_headers(error: RoadtrainError) -> Headers:

@@ -7,7 +7,7 @@ import asyncio
 import os
 import re
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -15,10 +15,11 @@ import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from services.router.accept import Caller
+from services.router.auth import ANONYMOUS
 from services.router.batch.upload import Form, read_form
-from services.router.errors_http import Headers, error_body, error_event, error_headers
+from services.router.errors_http import OPENAI, ErrorStyle, Headers, error_headers
 from services.router.parse import ClientGone, check_media_type, discard, parse_object, read_body
-from shared.errors import InvalidRequest, NotFound, RequestTimeout, RoadtrainError, mapped
+from shared.errors import InvalidRequest, NotFound, RequestTimeout, RoadtrainError
 from shared.telemetry import context_from_headers
 
 MAX_HEADERS = 64
@@ -30,11 +31,8 @@ FILE_CHUNK_BYTES = 256 * 2**10
 _HOST = re.compile(rb"[A-Za-z0-9._\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
 _FIELD = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
-_STREAM_HEADERS: Headers = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+_STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 Result = TypeVar("Result")
 
@@ -55,16 +53,19 @@ class Idle(Protocol):
 class Exchange:
     """One request and its answer. `answered` is the status sent, 0 before that; `endpoint` the path pattern that took it.
 
-    band: the priority of what it asks for, whatever its body says.
+    band: the priority of what it asks for, whatever its body says. style: how its errors are said.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
         self.answered = 0
         self.endpoint = "none"
-        self.tenant = ""
+        self.identity = ANONYMOUS
         self.band: int | None = None
+        self.style: ErrorStyle = OPENAI
         self.extra_headers: Headers = []
+        # How the caller's limits stand when the answer begins.
+        self.standing: Callable[[], list[tuple[str, str]]] = list
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         offered = self.headers.get(b"x-request-id", b"")
         self.request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex.encode()
@@ -79,6 +80,15 @@ class Exchange:
         params: dict[str, Any] = self.scope["path_params"]
         return params
 
+    @property
+    def tenant(self) -> str:
+        """Whose exchange it is."""
+        return self.identity.tenant
+
+    def values(self, name: bytes) -> list[bytes]:
+        """Every value that was sent of one header."""
+        return [value for key, value in self.scope["headers"] if key == name]
+
     def header_fault(self) -> str | None:
         """What is too much about the headers, or None."""
         received = self.scope["headers"]
@@ -90,7 +100,7 @@ class Exchange:
 
     def check_host(self) -> None:
         """Raises InvalidRequest unless there is exactly one well-formed Host (none in HTTP/1.0)."""
-        hosts = [value for name, value in self.scope["headers"] if name == b"host"]
+        hosts = self.values(b"host")
         if len(hosts) > 1 or (hosts and not _HOST.fullmatch(hosts[0])):
             raise InvalidRequest("The Host header is malformed or given twice.", code="invalid_host")
 
@@ -120,7 +130,7 @@ class Exchange:
         key = self.headers.get(b"idempotency-key")
         traced = {name: self.headers.get(name.encode(), b"").decode("latin-1") for name in ("traceparent", "tracestate")}
         return Caller(
-            tenant=self.tenant,
+            identity=self.identity,
             idempotency_key=None if key is None else key.decode("latin-1"),
             deadline_ms=int(deadline),
             trace=context_from_headers(traced),
@@ -137,6 +147,11 @@ class Exchange:
             raise InvalidRequest(f"Unknown parameter: '{shown}'.", param=shown, code="unknown_parameter")
         shown_names = [name if _FIELD.fullmatch(name) else "?" for name in names[:MAX_NAMED_FIELDS]]
         self.extra_headers.append((b"x-roadtrain-ignored-fields", ", ".join(shown_names).encode()))
+
+    def go_by(self, request_id: str | None) -> None:
+        """The name by which the body wants to be known, in place of the header's; shown, and used for nothing else."""
+        if request_id is not None:
+            self.request_id = request_id.encode()
 
     async def answer(
         self, status: int, body: bytes, media_type: bytes = b"application/json", headers: Headers | None = None
@@ -157,8 +172,7 @@ class Exchange:
         closes = (b"connection", b"close") in headers or self.headers.get(b"connection", b"").lower() == b"close"
         if closes and self._more_body and not isinstance(error, RequestTimeout):
             await discard(self._receive, self.headers)
-        body = error_body(error, self.scope["path"], self.request_id)
-        await self.answer(mapped(error).http_status, body, headers=headers)
+        await self.answer(self.style.status(error), self.style.body(error, self.request_id), headers=headers)
 
     async def answer_file(self, path: Path) -> None:
         """The whole answer is what stands at `path`, sent as fast as the client reads. Raises NotFound if there is nothing."""
@@ -175,18 +189,18 @@ class Exchange:
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
             await self._send({"type": "http.response.body", "body": b""})
 
-    async def begin_events(self) -> None:
+    async def begin_events(self, media_type: bytes = EVENT_STREAM) -> None:
         """Begins an event stream."""
         self.answered = 200
         self._streaming = True
-        await self._send_head(200, _STREAM_HEADERS)
+        await self._send_head(200, [(b"content-type", media_type), *_STREAM_HEADERS])
 
     async def fail(self, error: RoadtrainError) -> None:
         """Ends whatever was begun with an error: as the answer, or as the last event of a stream."""
         if not self.answered:
             await self.answer_error(error)
         elif self._streaming:
-            await self.write(error_event(error, self.scope["path"], self.request_id), last=True)
+            await self.write(self.style.event(error, self.request_id), last=True)
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Further bytes of an event stream; waits while the client reads too slowly."""
@@ -194,7 +208,8 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def _send_head(self, status: int, headers: Headers) -> None:
-        head = [*headers, (b"x-request-id", self.request_id), *self.extra_headers]
+        standing = [(name.encode(), value.encode()) for name, value in self.standing()]
+        head = [*headers, (b"x-request-id", self.request_id), *self.extra_headers, *standing]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def while_listening(self, work: Coroutine[Any, Any, Result], *, idle: Idle | None = None) -> Result:

@@ -45,9 +45,10 @@ class Source:
 
     @property
     def num_bytes(self) -> int:
-        """About how much memory its tokens take."""
+        """About how much memory its answer takes."""
         rows = sum(len(log.logprobs.token_ids) for log in self.logs if log.logprobs is not None)
-        return 2048 + 40 * sum(len(log.token_ids) for log in self.logs) + 64 * rows
+        vectors = sum(len(log.finish.vector) for log in self.logs if log.finish is not None)
+        return 2048 + vectors + 40 * sum(len(log.token_ids) for log in self.logs) + 64 * rows
 
 
 async def watch(source: Source) -> AsyncGenerator[delivery_pb2.Followed, None]:
@@ -103,7 +104,7 @@ def _news(source: Source, log: ChoiceLog, told: list[int], ended: set[int]) -> l
         last = delivery_pb2.Followed(choice=choice, idx=len(log.token_ids), reason=types_pb2.FINISH_REASON_STOP)
         last.num_cached_tokens = source.held.num_cached_tokens or source.num_cached_tokens
         if finish is not None and not log.stopped:
-            last.reason = finish.reason
+            last.reason, last.vector = finish.reason, finish.vector
             if finish.HasField("stop_token_id"):
                 last.stop_token_id = finish.stop_token_id
         messages.append(last)
@@ -130,7 +131,10 @@ def take(held: Held, message: delivery_pb2.Followed, ended: set[int]) -> bool:
                 log.logprobs.token_ids.extend(message.logprobs.token_ids[have * log.logprobs.width :])
                 log.logprobs.logprobs.extend(message.logprobs.logprobs[have * log.logprobs.width :])
         if message.reason:
+            if len(message.vector) != 4 * held.vector_size:
+                raise ValueError("a vector that was not asked for, or none")
             log.finish = delivery_pb2.Finish(choice=message.choice, num_tokens=len(log.token_ids), reason=message.reason)
+            log.finish.vector = message.vector
             if message.HasField("stop_token_id"):
                 log.finish.stop_token_id = message.stop_token_id
         if log.sink is not None and (token_ids[have:] or message.reason):

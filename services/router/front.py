@@ -1,4 +1,4 @@
-"""What all doors of one router process share: the plane behind them, settings, whether they still open, what they counted.
+"""What all doors of one router process share: the plane behind them, settings, keys, whether they still open, what they counted.
 
 It knows nothing of HTTP or gRPC.
 """
@@ -6,6 +6,7 @@ It knows nothing of HTTP or gRPC.
 from collections import Counter
 from dataclasses import dataclass, field
 
+from services.router.auth import KeyRing
 from services.router.batch.files import Files
 from services.router.errands import Errands
 from services.router.needs import Plane
@@ -30,6 +31,7 @@ class Front:
 
     plane: Plane
     config: RouterConfig
+    keys: KeyRing
     draining: bool = False
     num_open: int = 0
     answered: Counter[tuple[str, str, str]] = field(default_factory=Counter)

@@ -11,16 +11,18 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 
 from services.router import position as positions
+from services.router.auth import Identity
 from services.router.bad_words import spellings_of, texts_of
 from services.router.choice import ChoiceEnd, DecodeRule, EndReason, Event, TextDelta
 from services.router.generation import CancelReason, Ending, Facts, Generation, Road
 from services.router.ledger import Ledger
+from services.router.limiter import Limiter
 from services.router.reading import formats, reading_of, sampling_of
 from services.router.request import DEFAULT_BAND, GenerateRequest, Prompt
 from services.router.resume import Resumer
 from services.router.sequencer import Held, pack, unpack
-from services.router.tokenizer import Tokenizers
-from services.router.validate import ModelLimits, check_ids, check_model, resolve
+from services.router.tokenizer import Encoded, Tokenizers
+from services.router.validate import ModelLimits, check_ids, check_kind, check_model, resolve, truncated, vector_of
 from services.router.workers import Workers
 from shared import crash
 from shared.errors import InternalError, InvalidRequest, NotFound, RoadtrainError, Unavailable
@@ -51,6 +53,7 @@ __all__ = [
 PUT_S = 1.8
 BLOCK_SIZE = 16
 WARM_BLOCKS = 8
+KINDS = {"generate": types_pb2.KIND_GENERATE, "embed": types_pb2.KIND_EMBED, "score": types_pb2.KIND_SCORE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Generator:
         queue: Queue,
         tokenizers: Tokenizers,
         workers: Workers,
+        limiter: Limiter,
         *,
         router_id: str,
         keys: Sequence[bytes],
@@ -92,6 +96,7 @@ class Generator:
         self._queue = queue
         self._tokenizers = tokenizers
         self._workers = workers
+        self._limiter = limiter
         self._router_id = router_id
         self._keys = keys
         self._names = names
@@ -106,18 +111,32 @@ class Generator:
         `retry_after_s`) or RateLimited. Nothing is left behind when it raises or is cancelled. With `after` only the rest is
         given, whoever has it or makes it again.
         """
-        check_model(request, self._names)
-        limits = self._workers.limits()
-        request.sampling.validate(vocab_size=limits.vocab_size, names=request.names)
+        limits = self.check(request)
         description = await self._tokenizers.describe()
-        token_ids, reading, request = await self._texts(request, description, limits.max_model_len)
-        prepared = self._prepare(request, token_ids, reading, limits)
+        # What is to be cut may be too long.
+        most = 0 if request.truncate_prompt_tokens is not None else limits.max_model_len
+        token_ids, reading, request = await self._texts(request, description, most)
+        prepared = self._prepare(request, truncated(request, token_ids, limits), reading, limits)
         new = self._new_request(request, prepared)
         after = _position(request.after, prepared.rid, prepared.params.n)
-        generation = self._generation(new, prepared.payload, prepared.deadline_s, description.eos_token_ids, after)
-        crash.point("router.accepted")
-        await self._settle(generation, self._resumer.put(generation, new))
+        async with self._limiter.charged(request.identity, new.rid, new.num_tokens, prepared.deadline_s) as settles:
+            generation = self._generation(new, prepared.payload, prepared.deadline_s, description.eos_token_ids, after)
+            crash.point("router.accepted")
+            await self._settle(generation, self._resumer.put(generation, new))
+            settles(generation)
         return generation
+
+    def check(self, request: GenerateRequest) -> ModelLimits:
+        """What bounds the request; raises for what is wrong with it whatever its prompt holds, as `start` does."""
+        check_model(request, self._names)
+        limits = self._workers.limits()
+        check_kind(request, limits)
+        request.sampling.validate(vocab_size=limits.vocab_size, names=request.names)
+        return limits
+
+    async def encode(self, texts: Sequence[tokenizer_pb2.Text], max_tokens: int) -> list[Encoded]:
+        """Token ids of each text. Raises Unavailable, or InvalidRequest if one is sure to have more than max_tokens (0: any)."""
+        return await self._tokenizers.encode_all(tokenizer_pb2.EncodeRequest(texts=texts, max_tokens=max_tokens))
 
     async def num_prompt_tokens(self, request: GenerateRequest) -> int:
         """How long the request's prompt would be. Raises InvalidRequest, NotFound, Unavailable."""
@@ -125,19 +144,23 @@ class Generator:
         token_ids, _ = await self._encode(request, await self._tokenizers.describe(), 0)
         return len(token_ids)
 
-    async def resume(self, rid: str, after: str, tenant: str) -> tuple[Generation, types_pb2.Shape]:
+    async def resume(self, rid: str, after: str, identity: Identity) -> tuple[Generation, types_pb2.Shape]:
         """Take up a tenant's stream after the event whose id is `after`, or from the beginning; and how it was answered.
 
         Raises NotFound for a rid the tenant does not have or that is too old, InvalidRequest for an id that is none of
-        this stream's, and the error that the request ended with.
+        this stream's, RateLimited as for a new one unless it is still under way, and the error that the request ended with.
         """
-        request = await self._resumer.asked(rid, tenant)
+        request = replace(await self._resumer.asked(rid, identity.tenant), weight=identity.weight)
         payload = open_sealed(request.payload, rid, self._keys)
+        if payload.kind != types_pb2.KIND_GENERATE:
+            raise InvalidRequest("This request has no stream to take up: send it again with its idempotency key.", param="rid")
         position = _position(after, rid, payload.sampling.n or 1)
         description = await self._tokenizers.describe()
         deadline_s = request.deadline_ms / 1000 if request.deadline_ms else self._default_deadline_s
-        generation = self._generation(request, payload, deadline_s, description.eos_token_ids, position)
-        await self._settle(generation, self._resumer.attach(generation, request))
+        async with self._limiter.charged(identity, rid, request.num_tokens, deadline_s) as settles:
+            generation = self._generation(request, payload, deadline_s, description.eos_token_ids, position)
+            await self._settle(generation, self._resumer.attach(generation, request))
+            settles(generation)
         return generation, payload.shape
 
     def _generation(
@@ -150,8 +173,11 @@ class Generator:
     ) -> Generation:
         params = from_proto(payload.sampling)
         prompt = unpack(payload.prompt_token_ids)
-        held = Held(request.rid, 0, params.n, params.num_logprobs, after.counts if after else ())
+        sent, size = after.counts if after else (), payload.vector.dimensions
+        held = Held(request.rid, 0, params.n, params.num_logprobs, sent, size)
         rule = _decode_rule(params, prompt if payload.shape.echo else (), eos_token_ids, echo_given=after is not None)
+        if payload.shape.extras.prompt_only:
+            rule = replace(rule, prompt_only=True)
         wants = params.num_prompt_logprobs is not None
         reading = payload.shape.reading if payload.shape.HasField("reading") else None
         facts = Facts(self._names[0], request.tenant, payload.shape.created, prompt, rule, deadline_s, wants, after, reading)
@@ -229,7 +255,7 @@ class Generator:
         prompt = request.prompt
         asked = tokenizer_pb2.EncodeRequest(max_tokens=max_tokens)
         if isinstance(prompt, str):
-            asked.texts.add(text=prompt)
+            asked.texts.add(text=prompt, add_special_tokens=request.add_special_tokens)
         elif isinstance(prompt, tokenizer_pb2.Chat):
             asked.chat.CopyFrom(prompt)
         else:
@@ -253,22 +279,31 @@ class Generator:
         rid = new_rid(num_shards) if key is None else rid_for_key(self._keys[0], request.tenant, key, num_shards)
         # A repeated key must mean the same tokens even where its record was lost, so its seed comes from the rid.
         seed = secrets.randbits(63) if key is None else int(rid[-16:], 16) >> 1
-        # Lengths first: looking at the ids of a prompt that can never fit would hold up everybody else.
-        params = resolve(request, len(token_ids), limits, seed)
-        check_ids(request, token_ids, limits)
         payload = types_pb2.Payload(
-            kind=types_pb2.KIND_GENERATE,
+            kind=KINDS[request.wanted.kind if request.wanted is not None else "generate"],
             prompt_token_ids=pack(token_ids),
-            sampling=to_proto(request.sampling),
             cache_salt=_salt(request.tenant, request.cache_salt),
             shape=types_pb2.Shape(
-                echo=request.echo, include_usage=request.include_usage, dialect=request.dialect, reading=reading
+                echo=request.echo,
+                include_usage=request.include_usage,
+                dialect=request.dialect,
+                reading=reading,
+                extras=request.extras,
             ),
         )
-        # What was asked, before a seed is drawn that nobody gave.
-        asked = digest(payload)
-        payload.sampling.CopyFrom(to_proto(params))
+        # Lengths first: looking at the ids of a prompt that can never fit would hold up everybody else.
+        params = request.sampling
+        if request.wanted is not None:
+            payload.vector.CopyFrom(vector_of(request, len(token_ids), limits))
+            asked = digest(payload)
+        else:
+            params = resolve(request, len(token_ids), limits, seed)
+            payload.sampling.CopyFrom(to_proto(request.sampling))
+            # What was asked, before a seed is drawn that nobody gave.
+            asked = digest(payload)
+            payload.sampling.CopyFrom(to_proto(params))
         payload.shape.created = int(time.time())
+        check_ids(request, token_ids, limits)
         if request.trace is not None:
             payload.trace.CopyFrom(request.trace)
         deadline_s = request.deadline_ms / 1000 or self._default_deadline_s
@@ -290,6 +325,7 @@ class Generator:
             band=request.band,
             deadline_ms=int(prepared.deadline_s * 1000),
             warm_key=warm[-1] if len(warm) == WARM_BLOCKS else None,
+            weight=request.identity.weight,
         )
 
     def _abandon(self, generation: Generation, error: RoadtrainError) -> None:
@@ -324,4 +360,5 @@ def _decode_rule(params: SamplingParams, echo: Sequence[int], eos_token_ids: Seq
         hidden_token_ids=frozenset() if params.include_stop_str_in_output else frozenset(ending),
         echo_token_ids=echo,
         echo_given=echo_given,
+        stop_token_ids=frozenset(params.stop_token_ids),
     )

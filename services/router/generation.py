@@ -4,7 +4,7 @@ It knows nothing of HTTP or gRPC, nor of which worker computes.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, Protocol
@@ -98,6 +98,7 @@ class Generation:
         # Set once its own reader has gone while others still follow.
         self._left: RoadtrainError | None = None
         self.draining: asyncio.Task[None] | None = None
+        self._settle: Callable[[int], None] | None = None
         self._loop = loop
         self._choices = [ChoiceText(log, facts.rule, self) for log in held.choices]
         self._offered: list[ChoiceText] = []
@@ -201,6 +202,15 @@ class Generation:
         """Somebody else than its client ended it: `events()` raises `error`."""
         self._fail(error, ending)
 
+    def when_over(self, settle: Callable[[int], None]) -> None:
+        """`settle` is told the tokens of prompt and output once it has ended, unless it goes on elsewhere."""
+        self._settle = settle
+        if self._over:
+            settle(self._num_used())
+
+    def _num_used(self) -> int:
+        return len(self.prompt_token_ids) + max(self.held.num_tokens, sum(choice.num_given for choice in self._choices))
+
     def check_reader(self) -> None:
         """Ends it if its reader has not come back for too long; to be called now and then."""
         if self._reading_since is not None and self._loop.time() - self._reading_since > STALL_S:
@@ -257,6 +267,10 @@ class Generation:
     def stop(self, log: ChoiceLog, num_tokens: int) -> None:
         """See choice.Owner."""
         self._road.sequencer.stop(log, num_tokens)
+        self.source.tell()
+
+    def told(self) -> None:
+        """See choice.Owner."""
         self.source.tell()
 
     def failed(self, finish: delivery_pb2.Finish) -> None:
@@ -337,6 +351,8 @@ class Generation:
         self.source.close(self._error if final else None)
         self._deadline.cancel()
         self._prompt_logprobs = self.held.prompt_logprobs
+        if self._settle is not None and ending is not Ending.RELEASED:
+            self._settle(self._num_used())
         self._road.ledger.retire(self, ending)
 
 

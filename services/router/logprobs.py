@@ -24,18 +24,19 @@ def rows(logprobs: types_pb2.Logprobs) -> Iterator[Row]:
         yield ids[at : at + width], values[at : at + width]
 
 
-def chat_content(vocabulary: Vocabulary, logprobs: types_pb2.Logprobs) -> list[dict[str, Any]]:
-    """choices[].logprobs.content of a chat."""
+def chat_content(vocabulary: Vocabulary, logprobs: types_pb2.Logprobs, *, as_ids: bool = False) -> list[dict[str, Any]]:
+    """choices[].logprobs.content of a chat. as_ids: tokens are spelled as vLLM's "token_id:7"."""
     content = []
     for ids, values in rows(logprobs):
-        entries = [_chat_entry(vocabulary, token_id, value) for token_id, value in zip(ids, values, strict=True)]
+        entries = [_chat_entry(vocabulary, token_id, value, as_ids) for token_id, value in zip(ids, values, strict=True)]
         content.append(entries[0] | {"top_logprobs": entries[1:]})
     return content
 
 
-def _chat_entry(vocabulary: Vocabulary, token_id: int, value: float) -> dict[str, Any]:
+def _chat_entry(vocabulary: Vocabulary, token_id: int, value: float, as_ids: bool) -> dict[str, Any]:
     data = vocabulary.bytes_of(token_id)
-    return {"token": data.decode("utf-8", "replace"), "logprob": value, "bytes": list(data)}
+    token = f"token_id:{token_id}" if as_ids else data.decode("utf-8", "replace")
+    return {"token": token, "logprob": value, "bytes": list(data)}
 
 
 def prompt_entries(vocabulary: Vocabulary, logprobs: types_pb2.Logprobs) -> list[dict[str, Any] | None]:
@@ -64,8 +65,9 @@ def joined(pieces: Sequence[dict[str, list[Any]]]) -> dict[str, list[Any]] | Non
 class CompletionLogprobs:
     """choices[].logprobs of one choice of a completion, piece by piece; offsets count characters from its beginning."""
 
-    def __init__(self, vocabulary: Vocabulary, *, skip_special: bool) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, skip_special: bool, as_ids: bool = False) -> None:
         self._vocabulary = vocabulary
+        self._as_ids = as_ids
         self._skipped = vocabulary.special if skip_special else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
@@ -99,6 +101,8 @@ class CompletionLogprobs:
         return top
 
     def _text(self, token_id: int) -> str:
+        if self._as_ids:
+            return f"token_id:{token_id}"
         data = self._vocabulary.bytes_of(token_id)
         try:
             return data.decode("utf-8")

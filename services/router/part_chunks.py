@@ -50,7 +50,9 @@ class PartWriter(ChunkWriter):
         done = parts[-1] if parts and isinstance(parts[-1], Done) else None
         if done is not None:
             self.num_reasoning_tokens += done.num_reasoning_tokens
-        reason = b"null" if done is None else b'"' + done.reason.encode() + b'"'
+        reason = b"null"
+        if done is not None:
+            reason = b'"' + done.reason.encode() + b'","stop_reason":' + encode(done.event.stop_reason)
         delta = encode(delta_object(parts))
         return b'"delta":' + delta + b',"logprobs":' + encode(logprobs) + b',"finish_reason":' + reason + b"}"
 

@@ -17,6 +17,7 @@ from services.router.delivery import Delivery
 from services.router.generate import Generator
 from services.router.generation import Road
 from services.router.ledger import Ledger
+from services.router.limiter import Limiter
 from services.router.loops import Contact, Loop
 from services.router.needs import ServedModel
 from services.router.resume import Resumer
@@ -28,10 +29,12 @@ from services.router.workers import Workers
 from shared import rpc
 from shared.config import Settings
 from shared.errors import StartupError, Unavailable
+from shared.mtls import read_papers
 from shared.pb import delivery_pb2_grpc
 from shared.queue.client import Queue
-from shared.queue.connection import Client, connect
+from shared.queue.connection import Client, connect_as
 from shared.queue.keys import read_keys
+from shared.queue.rate_limits import RateLimits
 from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, RouterFacts
 from shared.queue.types import Limits
 from shared.tasks import end_tasks
@@ -66,13 +69,22 @@ class Plane:
         self.registry = Registry(redis)
         self.store = Store(redis)
         self.workers = Workers(self.registry, model)
-        self.tokenizers = Tokenizers(router.tokenizer_addresses)
+        self._papers = papers = read_papers(settings.certs_dir, "router")
+        self.tokenizers = Tokenizers(router.tokenizer_addresses, papers.peer("tokenizer") if papers else None)
         self.decoder = Decoder(self.tokenizers)
         self.sequencer = Sequencer()
         self.ledger = Ledger(self.sequencer, self.queue, self._router_id)
         self.revoker = Revoker(self.queue, self._router_id)
-        self.resumer = Resumer(self.ledger, self.queue, self.registry, self._router_id, router.default_deadline_s)
+        self.resumer = Resumer(
+            self.ledger,
+            self.queue,
+            self.registry,
+            self._router_id,
+            router.default_deadline_s,
+            papers.peer("router") if papers else None,
+        )
         self.delivery = Delivery(self.sequencer, self.revoker.broke, self.resumer)
+        self.limiter = Limiter(RateLimits(redis))
         self.generator = Generator(
             Road(self.sequencer, self.decoder, self.ledger),
             self.ledger,
@@ -80,6 +92,7 @@ class Plane:
             self.queue,
             self.tokenizers,
             self.workers,
+            self.limiter,
             router_id=self._router_id,
             keys=keys,
             names=settings.names,
@@ -97,15 +110,26 @@ class Plane:
         return self.tokenizers.vocabulary
 
     @property
+    def texts(self) -> Tokenizers:
+        """Texts to ids and back."""
+        return self.tokenizers
+
+    @property
     def model(self) -> ServedModel:
         """What is served now."""
-        return ServedModel(self._settings.names, self._created, self.workers.max_model_len, self.workers.fingerprint)
+        workers = self.workers
+        return ServedModel(self._settings.names, self._created, workers.max_model_len, workers.fingerprint, workers.kinds)
 
     @property
     def num_protocol_errors(self) -> int:
         """Calls to and from other services that ended because of what was said on them."""
         undecodable = self._server.num_undecodable if self._server is not None else 0
         return undecodable + self.delivery.num_refused + self.resumer.num_refused + self.tokenizers.num_garbled
+
+    @property
+    def num_refused_peers(self) -> int:
+        """Calls of other services that their certificates are not for."""
+        return 0 if self._papers is None else self._papers.num_refused
 
     def ready(self) -> list[str]:
         """Why a request would be refused now; empty if none would be."""
@@ -124,7 +148,7 @@ class Plane:
         """Opens the Deliver port and starts the loops. Raises StartupError."""
         registration = (delivery_pb2_grpc.add_DeliveryServicer_to_server, self.delivery)
         address = self._settings.router.deliver_address
-        self._server = await rpc.serve(address, [registration], setting="--router.deliver-address")
+        self._server = await rpc.serve(address, [registration], setting="--router.deliver-address", guard=self._papers)
         try:
             await self._load()
             # Its ports are shared with other processes: it is sent requests as soon as they are open.
@@ -154,6 +178,7 @@ class Plane:
         if self._loops:
             await asyncio.wait([loop.task for loop in self._loops], timeout=CLOSE_S)
         await end_tasks([*self._tasks, *(loop.task for loop in self._loops)])
+        await self.limiter.close()
         await self.revoker.close()
         await self.ledger.close()
         if self._loaded and self.contact.good:
@@ -214,7 +239,7 @@ async def open_plane(settings: Settings) -> Plane:
     if settings.redis_url is None or settings.secret_file is None:
         raise StartupError("the router needs --redis-url and --secret-file")
     keys = read_keys(Path(settings.secret_file))
-    plane = Plane(settings, connect(settings.redis_url), keys)
+    plane = Plane(settings, connect_as(settings), keys)
     try:
         await plane.open()
     except BaseException:

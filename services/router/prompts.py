@@ -14,36 +14,36 @@ MAX_PROMPTS = 128
 LONG_PROMPT = 2**16
 
 
-def unpack(packed: bytes) -> list[int]:
-    """Token ids from little-endian uint32. Raises InvalidRequest if there are none or a part of one."""
+def unpack(packed: bytes, name: str = "token_ids") -> list[int]:
+    """Token ids from little-endian uint32, of field `name`. Raises InvalidRequest if there are none or a part of one."""
     if not packed or len(packed) % 4:
-        raise InvalidRequest(
-            "Invalid 'token_ids': must be one or more little-endian uint32.", param="token_ids", code="invalid_value"
-        )
+        raise InvalidRequest(f"Invalid '{name}': must be one or more little-endian uint32.", param=name, code="invalid_value")
     return list(struct.unpack(f"<{len(packed) // 4}I", packed))
 
 
-def prompts_of(prompt: str | Sequence[str | int | list[int]]) -> list[str | list[int]]:
-    """The prompts of a completions body, one or many. Raises InvalidRequest."""
+def prompts_of(
+    prompt: str | Sequence[str | int | list[int]], name: str = "prompt", most: int = MAX_PROMPTS
+) -> list[str | list[int]]:
+    """The prompts of a body, one or many, at most `most`, in its field `name`. Raises InvalidRequest."""
     if isinstance(prompt, str):
-        check_text(prompt, "prompt")
+        check_text(prompt, name)
         return [prompt]
     if not prompt:
-        raise InvalidRequest("Invalid 'prompt': must not be empty.", param="prompt", code="empty_array")
+        raise InvalidRequest(f"Invalid '{name}': must not be empty.", param=name, code="empty_array")
     if isinstance(prompt[0], int):
-        return [_token_ids(prompt, "prompt")]
-    if len(prompt) > MAX_PROMPTS:
-        raise InvalidRequest(f"Invalid 'prompt': at most {MAX_PROMPTS} prompts.", param="prompt", code="array_above_max_length")
+        return [_token_ids(prompt, name, name)]
+    if len(prompt) > most:
+        raise InvalidRequest(f"Invalid '{name}': at most {most} of them.", param=name, code="array_above_max_length")
     if len({type(entry) for entry in prompt}) > 1:
-        raise _mixed()
-    return [_one_prompt(entry, f"prompt[{index}]") for index, entry in enumerate(prompt)]
+        raise _mixed(name)
+    return [_one_prompt(entry, f"{name}[{index}]", name) for index, entry in enumerate(prompt)]
 
 
-def _one_prompt(entry: Any, path: str) -> str | list[int]:
+def _one_prompt(entry: Any, path: str, name: str) -> str | list[int]:
     if isinstance(entry, str):
         check_text(entry, path)
         return entry
-    return _token_ids(entry, path)
+    return _token_ids(entry, path, name)
 
 
 def check_text(text: str, path: str) -> None:
@@ -52,7 +52,7 @@ def check_text(text: str, path: str) -> None:
         raise InvalidRequest(f"Invalid '{path}': must not be empty.", param=path, code="empty_string")
 
 
-def _token_ids(entry: Sequence[Any], path: str) -> list[int]:
+def _token_ids(entry: Sequence[Any], path: str, name: str) -> list[int]:
     if not entry:
         raise InvalidRequest(f"Invalid '{path}': must not be empty.", param=path, code="empty_array")
     if len(entry) > LONG_PROMPT:
@@ -63,9 +63,9 @@ def _token_ids(entry: Sequence[Any], path: str) -> list[int]:
     except OverflowError:
         raise InvalidRequest(f"Invalid '{path}': holds what is no token id.", param=path, code="invalid_token_id") from None
     except TypeError:
-        raise _mixed() from None
+        raise _mixed(name) from None
     return list(entry)
 
 
-def _mixed() -> InvalidRequest:
-    return InvalidRequest("Invalid type for 'prompt': mixes texts and token ids.", param="prompt", code="invalid_type")
+def _mixed(name: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid type for '{name}': mixes texts and token ids.", param=name, code="invalid_type")

@@ -20,6 +20,7 @@ from services.router.ledger import Ledger, Owed
 from services.router.reconcile import ended_error
 from shared import crash
 from shared.errors import InvalidRequest, NotFound, Unavailable, from_exception, from_object
+from shared.mtls import Peer
 from shared.pb import delivery_pb2, delivery_pb2_grpc
 from shared.queue.client import Queue
 from shared.queue.registry import Registry
@@ -42,12 +43,22 @@ MAX_PUTS = 8
 class Resumer:
     """Finds the owner of a request, or makes this router its owner."""
 
-    def __init__(self, ledger: Ledger, queue: Queue, registry: Registry, router_id: str, default_deadline_s: float):
+    def __init__(
+        self,
+        ledger: Ledger,
+        queue: Queue,
+        registry: Registry,
+        router_id: str,
+        default_deadline_s: float,
+        peer: Peer | None = None,
+    ):
         self._ledger = ledger
         self._queue = queue
         self._registry = registry
         self._router_id = router_id
         self._default_deadline_ms = int(default_deadline_s * 1000)
+        # What another router is dialled with.
+        self._peer = peer
         self._putting = asyncio.Semaphore(MAX_PUTS)
         # Streams of other routers that ended because of what was said on them.
         self.num_refused = 0
@@ -188,7 +199,7 @@ class Resumer:
         facts = await self._registry.router(owner) if owner and owner != self._router_id else None
         if facts is None:
             return None
-        messages = _remote(facts.deliver_address, found.request.rid, tenant)
+        messages = _remote(facts.deliver_address, self._peer, found.request.rid, tenant)
         try:
             async with asyncio.timeout(FOLLOW_S):
                 await anext(messages)
@@ -219,8 +230,8 @@ def _owed(generation: Generation, request: NewRequest) -> Owed:
     return Owed(generation, request, deadline)
 
 
-async def _remote(address: str, rid: str, tenant: str) -> Messages:
-    async with connect(address) as channel:
+async def _remote(address: str, peer: Peer | None, rid: str, tenant: str) -> Messages:
+    async with connect(address, peer) as channel:
         call = delivery_pb2_grpc.DeliveryStub(channel).Follow(delivery_pb2.FollowRequest(rid=rid, tenant=tenant))
         async for message in call:
             yield whole(message)

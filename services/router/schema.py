@@ -20,10 +20,18 @@ Metadata = Annotated[dict[Annotated[str, Meta(max_length=64)], Label], Meta(max_
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
-    """How to stream. Obfuscation pads events against eavesdroppers of encrypted streams; there is none to pad here."""
+    """How to stream. Obfuscation pads events against eavesdroppers of encrypted streams, here only if asked for."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class Prediction(msgspec.Struct, kw_only=True):
+    """What the answer may largely be: OpenAI computes faster where it holds; the answer is the same."""
+
+    type: Literal["content"]
+    content: str | list["Part"]
 
 
 class JsonSchema(msgspec.Struct, kw_only=True):
@@ -86,15 +94,20 @@ class Body(msgspec.Struct, kw_only=True):
     prompt_logprobs: int | None = None
     priority: int | None = None
     cache_salt: str | None = None
+    truncate_prompt_tokens: int | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    request_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:\-]{1,128}$")] | None = None
+    service_tier: Label | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
-    # Accepted, checked and without effect: they concern OpenAI's billing, storage and monitoring.
+    # Accepted, checked and without effect: see WITHOUT_EFFECT.
+    spaces_between_special_tokens: bool | None = None
     user: Label | None = None
     metadata: Metadata | None = None
     store: bool | None = None
-    service_tier: Label | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
     prompt_cache_retention: Label | None = None
@@ -117,11 +130,12 @@ class ToolCall(msgspec.Struct, kw_only=True):
 
 
 class Part(msgspec.Struct, kw_only=True):
-    """One part of a message's content."""
+    """One part of a message's content. What is cached is found without being told where to look."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
+    prompt_cache_breakpoint: dict[str, Any] | None = None
 
 
 class Message(msgspec.Struct, kw_only=True):
@@ -154,7 +168,7 @@ class ChatBody(Body, kw_only=True):
     include_reasoning: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: Annotated[list[dict[str, Any]], Meta(max_length=MAX_DOCUMENTS)] | None = None
-    # A text model has one way to be brief.
+    prediction: Prediction | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
@@ -165,7 +179,24 @@ class CompletionBody(Body, kw_only=True):
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
+    add_special_tokens: bool | None = None
 
+
+# Fields of which only the type is checked: what they mean at OpenAI's or vLLM's has no counterpart here (docs/api.md).
+WITHOUT_EFFECT = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prompt_cache_options",
+        "spaces_between_special_tokens",
+        "prediction",
+        "verbosity",
+    }
+)
 
 # Fields that ask for what is not served, and the values that ask for nothing.
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
@@ -175,12 +206,8 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "guided_grammar": (),
     "prompt_embeds": (),
     "logits_processors": ([],),
-    "truncate_prompt_tokens": (),
     "logprob_token_ids": ([],),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
     "return_prompt_text": (False,),
-    "spaces_between_special_tokens": (True,),
     "thinking_token_budget": (),
     "use_beam_search": (False,),
 }
@@ -191,7 +218,6 @@ REFUSED: Mapping[type[Body], Mapping[str, tuple[Any, ...]]] = {
         "function_call": ("none", "auto"),
         "modalities": (["text"],),
         "audio": (),
-        "prediction": (),
         "moderation": (),
         "web_search_options": (),
         "chat_template": (),
@@ -200,7 +226,7 @@ REFUSED: Mapping[type[Body], Mapping[str, tuple[Any, ...]]] = {
         "add_special_tokens": (False,),
         "echo": (False,),
     },
-    CompletionBody: {**_REFUSED, "suffix": ("",), "add_special_tokens": (True,)},
+    CompletionBody: {**_REFUSED, "suffix": ("",)},
 }
 
 AnyBody = TypeVar("AnyBody", bound=Body)
@@ -260,6 +286,8 @@ def _explain(message: str) -> InvalidRequest:
         wanted = " or ".join(_WORDS.get(word, word) for word in found["wanted"].split(" | "))
         got = _WORDS.get(found["got"], found["got"])
         return InvalidRequest(f"Invalid type for '{param}': expected {wanted}, got {got}.", param=param, code="invalid_type")
+    if what.startswith("Expected `str` matching regex"):
+        return InvalidRequest(f"Invalid '{param}': has characters that it may not have.", param=param, code="invalid_value")
     if found := _LENGTH.match(what):
         code = "string_above_max_length" if found["kind"] == "str" else "array_above_max_length"
         return InvalidRequest(f"Invalid '{param}': the most is {found['most']} long.", param=param, code=code)

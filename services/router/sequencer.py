@@ -139,10 +139,14 @@ class Held:
         "prompt_logprobs",
         "rid",
         "usage",
+        "vector_size",
     )
 
-    def __init__(self, rid: str, attach: int, num_choices: int, num_logprobs: int | None, sent: Sequence[int] = ()):
+    def __init__(
+        self, rid: str, attach: int, num_choices: int, num_logprobs: int | None, sent: Sequence[int] = (), vector_size: int = 0
+    ):
         self.rid = rid
+        self.vector_size = vector_size  # of what it ends with, 0: with tokens alone
         self.attach = attach
         self.bound: Binding | None = None
         self.fate = Fate.OWED
@@ -362,6 +366,8 @@ class Sequencer:
                 return
             if finish.num_tokens < num_tokens and finish.reason != types_pb2.FINISH_REASON_ERROR:
                 raise ProtocolError("a choice ended before tokens that were already accepted")
+            if finish.reason != types_pb2.FINISH_REASON_ERROR and len(finish.vector) != 4 * binding.held.vector_size:
+                raise ProtocolError("a request ended without the vector that was asked for")
             log.finish = finish
             binding.held.num_cached_tokens = max(binding.held.num_cached_tokens, finish.num_cached_tokens)
             if log.sink is not None:

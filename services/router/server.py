@@ -14,15 +14,18 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.router.app import BATCHED, admin_app, http_app
+from services.router.auth import KeyRing
 from services.router.batch.record import KIND as BATCH
 from services.router.batch.runner import MAX_BATCHES, BatchRunner
 from services.router.door import GrpcDoor
 from services.router.errands import Errands
 from services.router.exchange import MAX_HEADER_BYTES
 from services.router.front import Front
+from services.router.guard import DoorGuard
 from services.router.needs import Plane
 from services.router.responses.background import KIND as RESPONSE
 from services.router.responses.background import MAX_RESPONSES, Background
+from services.router.tls import Tls, read_tls
 from shared import rpc
 from shared.config import Settings
 from shared.errors import StartupError
@@ -131,6 +134,7 @@ class Doors:
         running = [errands.run(lambda: front.draining) for errands in front.errands.values()]
         self._tasks = [
             asyncio.create_task(self._tell_readiness(), name="readiness"),
+            asyncio.create_task(front.keys.watch(), name="watch keys"),
             asyncio.create_task(batches.sweep(), name="sweep"),
             *(asyncio.create_task(errands, name="errands") for errands in running),
         ]
@@ -166,24 +170,26 @@ class Doors:
 
 
 async def serve(settings: Settings, plane: Plane) -> Doors:
-    """Opens all doors. Raises StartupError, and leaves nothing open, if a port cannot be bound."""
+    """Opens all doors. Raises StartupError, and leaves nothing open, for a port in use, a bad keys file or certificate."""
     router = settings.router
-    front = Front(plane, router, batch_paths=tuple(BATCHED))
+    tls = read_tls(router.tls_cert_file, router.tls_key_file)
+    front = Front(plane, router, KeyRing(router.keys_file), batch_paths=tuple(BATCHED))
     share = settings.serve.num_routers > 1
     port, grpc_port, admin_port = router.ports
     async with contextlib.AsyncExitStack() as undo:
         http_socket = _bind(router.host, port, "port", share=share)
         undo.callback(http_socket.close)
-        http = await _listen(http_app(front), router.drain_grace_s, sock=http_socket)
+        http = await _listen(http_app(front), router.drain_grace_s, sock=http_socket, tls=tls)
         undo.push_async_callback(http.stop)
         registration = (router_pb2_grpc.add_RouterServicer_to_server, GrpcDoor(front))
         address = f"{_bracketed(router.host)}:{grpc_port}"
-        grpc_server = await rpc.serve(address, [registration], share_port=share, setting="grpc_port")
+        guard = DoorGuard(front.keys, tls.grpc if tls else None)
+        grpc_server = await rpc.serve(address, [registration], share_port=share, setting="grpc_port", guard=guard)
         undo.push_async_callback(grpc_server.stop, 0.0)
         if router.admin_socket is not None:
             admin = await _listen(admin_app(front), CUT_S, path=str(router.admin_socket))
         else:
-            admin_socket = _bind(router.host, admin_port, "admin_port", share=False)
+            admin_socket = _bind(router.admin_host, admin_port, "admin_port", share=False)
             admin = await _listen(admin_app(front), CUT_S, sock=admin_socket)
         undo.pop_all()
     return Doors(front, http, grpc_server, admin)
@@ -210,10 +216,13 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-async def _listen(app: ASGIApp, grace_s: float, *, sock: socket.socket | None = None, path: str | None = None) -> _Listening:
+async def _listen(
+    app: ASGIApp, grace_s: float, *, sock: socket.socket | None = None, path: str | None = None, tls: Tls | None = None
+) -> _Listening:
     config = uvicorn.Config(
         app,
         uds=path,
+        ssl_context_factory=None if tls is None else lambda config, default: tls.http,
         http=BoundedProtocol,
         ws="none",
         lifespan="off",

@@ -7,20 +7,38 @@ comments while nothing happens. It knows nothing of what the text means.
 import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from services.router.exchange import Exchange
+from services.router.exchange import EVENT_STREAM, Exchange
 from services.router.generate import ChoiceEnd, Event, TextDelta
 from shared.errors import RoadtrainError
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+LINES = b"application/x-ndjson"
 
 encode = msgspec.json.Encoder().encode
 
 LogprobsOf = Callable[[TextDelta], Any]
+
+
+class Writer(Protocol):
+    """Renders the events of one request: ChunkWriter and those like it."""
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Of the choices that ended."""
+        ...
+
+    def render(self, events: list[Event], position: str) -> bytes:
+        """The bytes of `events`; `position` is the last one given before them."""
+        ...
+
+    def usage(self, usage: dict[str, Any]) -> bytes:
+        """The chunk that says what it cost."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +73,18 @@ class Answer:
     created: int
     model: str
     system_fingerprint: str | None
+    service_tier: str = ""
 
     def head(self, object_name: str) -> dict[str, Any]:
         """The members that come first."""
-        return {
+        head = {
             "id": self.dialect.id_prefix + self.rid,
             "object": object_name,
             "created": self.created,
             "model": self.model,
             "system_fingerprint": self.system_fingerprint,
         }
+        return head | {"service_tier": self.service_tier} if self.service_tier else head
 
 
 class ChunkWriter:
@@ -107,7 +127,8 @@ class ChunkWriter:
                 before_text = self._begin_choice(event.choice, position, parts)
             position = event.position
             if type(event) is ChoiceEnd:
-                members = self._dialect.ending + b',"logprobs":null,"finish_reason":"' + event.reason.encode() + b'"}'
+                reason = event.reason.encode() + b'","stop_reason":' + encode(event.stop_reason) + b"}"
+                members = self._dialect.ending + b',"logprobs":null,"finish_reason":"' + reason
                 parts += (self._id(position), self._choice(event.choice), members, self._tail)
             elif type(event) is TextDelta:
                 if self._logprobs is not None:
@@ -143,9 +164,13 @@ class ChunkWriter:
 
 
 class EventStream:
-    """Sends events to one client. The answer begins with the first write, so that what fails before is a plain error."""
+    """Sends events to one client. The answer begins with the first write, so that what fails before is a plain error.
 
-    def __init__(self, exchange: Exchange, every_s: float) -> None:
+    Among lines of JSON (`media_type` LINES) there is nothing that keeps a connection alive and is not read as one.
+    """
+
+    def __init__(self, exchange: Exchange, every_s: float, media_type: bytes = EVENT_STREAM) -> None:
+        self._media_type = media_type
         self.begun = False
         self.every_s = every_s
         self._exchange = exchange
@@ -170,11 +195,11 @@ class EventStream:
 
     async def tick(self) -> None:
         """A comment, if nothing was sent since the last tick."""
-        if self._num_writes == self._num_seen and not self._ended:
+        if self._num_writes == self._num_seen and not self._ended and self._media_type == EVENT_STREAM:
             await self.write(KEEP_ALIVE)
         self._num_seen = self._num_writes
 
     async def _begin(self) -> None:
         if not self.begun:
-            await self._exchange.begin_events()
+            await self._exchange.begin_events(self._media_type)
             self.begun = True

@@ -6,14 +6,16 @@ Replicas are alike: a call that one does not answer, or not soon, goes to the ne
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
 
 import grpc
 
-from services.router.sequencer import unpack
+from services.router.sequencer import pack, unpack
 from shared import rpc
 from shared.errors import InternalError, InvalidRequest, RoadtrainError, TooLarge, Unavailable
+from shared.mtls import Peer
 from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
 
 # A call on a small input is answered in milliseconds; a large one gets time by its size.
@@ -53,13 +55,21 @@ class TokenBytes:
         return self._data[self._offsets[token_id] : self._offsets[token_id + 1]]
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One input as token ids; num_first: those of the first text of a pair, 0 where there is one text."""
+
+    token_ids: list[int]
+    num_first: int
+
+
 class Replica:
     """One tokenizer process."""
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, peer: Peer | None):
         self.address = address
         self.checked = False
-        self._channel = rpc.connect(address)
+        self._channel = rpc.connect(address, peer)
         self.stub = tokenizer_pb2_grpc.TokenizerStub(self._channel)
 
     async def close(self) -> None:
@@ -70,8 +80,8 @@ class Replica:
 class Tokenizers:
     """All replicas of the model's tokenizer. The first one that answers says what the model is; others must agree."""
 
-    def __init__(self, addresses: Sequence[str]):
-        self._replicas = [Replica(address) for address in addresses]
+    def __init__(self, addresses: Sequence[str], peer: Peer | None = None):
+        self._replicas = [Replica(address, peer) for address in addresses]
         self._first = 0
         self._description: tokenizer_pb2.Description | None = None
         self._vocabulary: TokenBytes | None = None
@@ -114,7 +124,13 @@ class Tokenizers:
 
     async def encode(self, request: tokenizer_pb2.EncodeRequest) -> list[list[int]]:
         """Token ids of each text. Raises Unavailable."""
-        return [unpack(packed) for packed in (await self._encode(request)).token_ids]
+        return [each.token_ids for each in await self.encode_all(request)]
+
+    async def encode_all(self, request: tokenizer_pb2.EncodeRequest) -> list[Encoded]:
+        """The same, and how many are of the first text of a pair. Raises InvalidRequest for what is sure to be too long."""
+        reply = await self._encode(request)
+        num_first = reply.num_first or [0] * len(reply.token_ids)
+        return [Encoded(unpack(packed), number) for packed, number in zip(reply.token_ids, num_first, strict=True)]
 
     async def encode_prompt(self, request: tokenizer_pb2.EncodeRequest) -> tuple[list[int], bool]:
         """Ids of its one text or chat, and whether they end within reasoning.
@@ -135,6 +151,21 @@ class Tokenizers:
         request = tokenizer_pb2.CheckGrammarRequest(grammar=grammar)
         # A slow one is not asked of another replica, too: it is as slow there.
         await self._any(lambda replica: replica.stub.CheckGrammar(request, timeout=CHECK_S), hedge_s=CHECK_S / 2)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text that these ids are, special tokens spelled out. Raises InvalidRequest for what is no id, or Unavailable."""
+        return (await self._detokenize(token_ids, as_tokens=False)).text
+
+    async def tokens(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary spells it. Raises as detokenize does."""
+        return list((await self._detokenize(token_ids, as_tokens=True)).tokens)
+
+    async def _detokenize(self, token_ids: Sequence[int], *, as_tokens: bool) -> tokenizer_pb2.DetokenizeReply:
+        request = tokenizer_pb2.DetokenizeRequest(token_ids=pack(token_ids), as_tokens=as_tokens)
+        for_size_s = TRY_S_PER_MB * request.ByteSize() / 1e6
+        return await self._any(
+            lambda replica: replica.stub.Detokenize(request, timeout=TRY_S + for_size_s), hedge_s=HEDGE_S + for_size_s
+        )
 
     async def load_vocabulary(self) -> None:
         """Fetches every token's bytes, once. Raises Unavailable if no replica answers."""

@@ -41,9 +41,16 @@ class Workers:
         """Most tokens of prompt and output that every worker can take; 0 if there is none."""
         return min((int(facts["max_model_len"]) for facts in self._facts), default=0)
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the model can do; empty if there is no worker. Those of a release before vectors say nothing of it."""
+        return tuple(self._facts[0].get("kinds", ("generate",))) if self._facts else ()
+
     def limits(self) -> ModelLimits:
         """What bounds a request. Raises Unavailable if there is no worker."""
         if not self._facts:
             raise Unavailable("No worker is running; try again.", code="no_worker", retry_after_s=2.0)
         vocab_size = min(int(facts["vocab_size"]) for facts in self._facts)
-        return ModelLimits(self.max_model_len, vocab_size)
+        one = self._facts[0]
+        size, pooling = int(one.get("vector_size", 0)), str(one.get("pooling", "last"))
+        return ModelLimits(self.max_model_len, vocab_size, self.kinds, size, pooling)

@@ -10,14 +10,15 @@ from typing import Any
 
 from services.tokenizer import vocab
 from services.tokenizer.chat import ChatEncoder
-from services.tokenizer.detokenize import Detokenizer
+from services.tokenizer.detokenize import Detokenizer, unpack_ids
 from services.tokenizer.formats import call_format, reasoning_format
 from services.tokenizer.grammar_pool import GrammarPool
 from services.tokenizer.render_pool import RenderPool
-from services.tokenizer.vocab import Vocabulary
+from services.tokenizer.vocab import Vocabulary, pattern_of
 from shared import rpc
 from shared.config import Settings
-from shared.errors import StartupError
+from shared.errors import InvalidRequest, StartupError
+from shared.mtls import read_papers
 from shared.pb import tokenizer_pb2, tokenizer_pb2_grpc
 from shared.sampling import grammar_of
 
@@ -33,6 +34,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self._vocabulary = vocabulary
         self._chats = chats
         self._threads = threads
+        self._specials = pattern_of(vocabulary.secret)
         self._grammars = grammars
 
     async def Describe(self, request: tokenizer_pb2.DescribeRequest, context: Any) -> tokenizer_pb2.Description:  # noqa: N802
@@ -44,13 +46,15 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
             eos_token_ids=source.eos_token_ids,
             has_chat_template=bool(source.templates),
             digest=self._vocabulary.digest,
+            special_tokens=source.template_tokens,
+            chat_template=source.templates.get("default", next(iter(source.templates.values()), "")),
             tool_parser=call_format(source.templates),
             reasoning_parser=reasoning_format(source.templates),
         )
 
     async def Encode(self, request: tokenizer_pb2.EncodeRequest, context: Any) -> tokenizer_pb2.EncodeReply:  # noqa: N802
         """Texts and chats to token ids."""
-        short = sum(len(text.text) for text in request.texts) <= INLINE_CHARS
+        short = sum(len(text.text) + len(text.pair) for text in request.texts) <= INLINE_CHARS
         if short and not request.HasField("chat"):
             return self._encode(request)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, request)
@@ -65,12 +69,40 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
             asked = (message.content.strip() for message in request.chat.messages if message.role != "assistant")
             self._vocabulary.check_length("\n".join(asked), request.max_tokens)
             ids, is_open = self._chats.encode(request.chat)
-            inputs.append(ids)
-        return tokenizer_pb2.EncodeReply(token_ids=[ids.tobytes() for ids in inputs], reasoning_open=is_open)
+            inputs.append((ids, 0))
+        num_first = [number for _, number in inputs]
+        return tokenizer_pb2.EncodeReply(
+            token_ids=[ids.tobytes() for ids, _ in inputs],
+            num_first=num_first if any(num_first) else (),
+            reasoning_open=is_open,
+        )
 
-    def _encode_text(self, text: tokenizer_pb2.Text) -> "array[int]":
-        add_special_tokens = text.add_special_tokens if text.HasField("add_special_tokens") else True
-        return self._vocabulary.encode(text.text, add_special_tokens=add_special_tokens)
+    def _encode_text(self, text: tokenizer_pb2.Text) -> "tuple[array[int], int]":
+        special = text.add_special_tokens if text.HasField("add_special_tokens") else True
+        written = text.text
+        if text.read_special_tokens and self._specials is not None:
+            written = self._specials.sub(lambda match: self._vocabulary.secret[match[0]], written)
+        if not text.HasField("pair") and not text.max_tokens:
+            return self._vocabulary.encode(written, add_special_tokens=special), 0
+        pair = text.pair if text.HasField("pair") else None
+        return self._vocabulary.encode_pair(written, pair, add_special_tokens=special, max_tokens=text.max_tokens)
+
+    async def Detokenize(  # noqa: N802
+        self, request: tokenizer_pb2.DetokenizeRequest, context: Any
+    ) -> tokenizer_pb2.DetokenizeReply:
+        """Ids of one text to that text, or to their tokens."""
+        token_ids = unpack_ids(request.token_ids)
+        if len(token_ids) <= INLINE_TOKENS:
+            return self._detokenize(token_ids, request.as_tokens)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._detokenize, token_ids, request.as_tokens)
+
+    def _detokenize(self, token_ids: "array[int]", as_tokens: bool) -> tokenizer_pb2.DetokenizeReply:
+        size = self._vocabulary.size
+        if token_ids and max(token_ids) >= size:
+            raise InvalidRequest(f"Invalid 'tokens': ids end at {size - 1}.", param="tokens", code="invalid_token_id")
+        if as_tokens:
+            return tokenizer_pb2.DetokenizeReply(tokens=map(self._vocabulary.token, token_ids))
+        return tokenizer_pb2.DetokenizeReply(text=self._vocabulary.decode(token_ids.tolist()))
 
     async def Decode(  # noqa: N802
         self, requests: AsyncIterator[tokenizer_pb2.DecodeRequest], context: Any
@@ -146,6 +178,7 @@ async def serve(settings: Settings) -> TokenizerServer:
     if settings.model_path is None:
         raise StartupError("the tokenizer needs the model's files; name them with --model-path")
     num_threads = settings.tokenizer.num_threads
+    papers = read_papers(settings.certs_dir, "tokenizer")
     vocabulary = vocab.load(Path(settings.model_path))
     pool = RenderPool(vocabulary.source.path, vocabulary.source.templates, num_threads)
     threads = ThreadPoolExecutor(num_threads, thread_name_prefix="encode")
@@ -153,7 +186,7 @@ async def serve(settings: Settings) -> TokenizerServer:
     servicer = TokenizerServicer(vocabulary, ChatEncoder(vocabulary, pool.render), threads, grammars)
     registration = (tokenizer_pb2_grpc.add_TokenizerServicer_to_server, servicer)
     try:
-        server = await rpc.serve(settings.tokenizer.address, [registration], setting="--tokenizer.address")
+        server = await rpc.serve(settings.tokenizer.address, [registration], setting="--tokenizer.address", guard=papers)
     except BaseException:
         pool.close()
         threads.shutdown()

@@ -13,18 +13,20 @@ import json
 import re
 import secrets
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from shared.errors import InvalidRequest, StartupError
 from shared.vocabulary.files import is_guarded, is_special, read_source
 from shared.vocabulary.source import Rules, TextSource
 from shared.vocabulary.token_bytes import token_bytes
 
+_MARK = "\U0010fffd"
+_SECRET = re.compile(f"{_MARK}[0-9a-f]{{38}}{_MARK}")
 # A text of so many characters for each token that it may have is worth a look before all of it is encoded.
 LIKELY_CHARS, LEAST_CHARS = 8, 2
 SURE, SURE_MARGIN = 1.25, 128
@@ -47,6 +49,7 @@ class Vocabulary:
     secret: Mapping[str, str] = field(repr=False)
     digest: bytes
     _tokenizer: Tokenizer = field(repr=False)
+    _tokens: Mapping[str, str] = field(repr=False)  # by secret spelling
 
     @property
     def size(self) -> int:
@@ -56,6 +59,20 @@ class Vocabulary:
     def encode(self, text: str, *, add_special_tokens: bool) -> "array[int]":
         """Token ids; special tokens only where `text` holds secret spellings, and at the ends if asked. Releases the GIL."""
         return array("I", self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, max_tokens: int) -> "tuple[array[int], int]":
+        """Token ids of a text and of one that it is judged with, as the model wants them to stand; and how many are the first's.
+
+        Cut to max_tokens, special ones included, if that is not 0: the longer text loses its end. The number is 0 without pair.
+        """
+        tokenizer = self._tokenizer
+        first = tokenizer.encode(text, add_special_tokens=False)
+        second = None if pair is None else tokenizer.encode(pair, add_special_tokens=False)
+        if max_tokens:
+            special = tokenizer.num_special_tokens_to_add(second is not None) if add_special_tokens else 0
+            _shorten(first, second, max(0, max_tokens - special))
+        whole = tokenizer.post_process(first, second, add_special_tokens)
+        return array("I", whole.ids), 0 if second is None else _num_first(whole)
 
     def check_length(self, text: str, max_tokens: int) -> None:
         """Raises InvalidRequest if `text` is sure to have more than max_tokens tokens (0: any number is fine).
@@ -83,6 +100,37 @@ class Vocabulary:
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The whole text that the ids are, special tokens spelled as the model's files spell them. Releases the GIL."""
+        return self._plainly(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+
+    def token(self, token_id: int) -> str:
+        """A token as the vocabulary spells it; empty for an id that has none."""
+        return self._plainly(self._tokenizer.id_to_token(token_id) or "")
+
+    def _plainly(self, text: str) -> str:
+        """`text` with the files' spelling of what it spells secretly."""
+        return _SECRET.sub(lambda match: self._tokens.get(match[0], match[0]), text) if _MARK in text else text
+
+
+def _shorten(first: Encoding, second: Encoding | None, room: int) -> None:
+    """Cuts the end of the longer one until both have `room`; an odd token stays with it."""
+    if second is None:
+        first.truncate(room)
+        return
+    shorter, longer = sorted((first, second), key=lambda each: len(each.ids))
+    kept = min(len(shorter.ids), room // 2)
+    shorter.truncate(kept)
+    longer.truncate(room - kept)
+
+
+def _num_first(whole: Encoding) -> int:
+    """Tokens before the first of the second text, less the special ones that stand before it and begin it."""
+    second = next((index for index, number in enumerate(whole.sequence_ids) if number == 1), len(whole.ids))
+    types = whole.type_ids
+    # Where types tell the texts apart they say it best; a model without them has nothing that depends on it.
+    return types.index(1) if 1 in types else second
+
 
 def _too_long(what: str, max_tokens: int) -> InvalidRequest:
     return InvalidRequest(
@@ -107,7 +155,7 @@ def _load(source: TextSource) -> Vocabulary:
     special_ids = {token["id"] for token in added if is_special(token, source.eos_token_ids)}
     guarded = [token for token in added if is_guarded(token, source.eos_token_ids)]
     nonce = secrets.token_hex(16)
-    secret = {token["content"]: f"\U0010fffd{nonce}{index:06x}\U0010fffd" for index, token in enumerate(guarded)}
+    secret = {token["content"]: f"{_MARK}{nonce}{index:06x}{_MARK}" for index, token in enumerate(guarded)}
     tokenizer = _build(source.path, respell(rules, secret))
     spellings = {spelling: token for token, spelling in secret.items()}
     num_tokens = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -127,6 +175,7 @@ def _load(source: TextSource) -> Vocabulary:
         secret=secret,
         digest=_digest(source),
         _tokenizer=tokenizer,
+        _tokens=spellings,
     )
 
 

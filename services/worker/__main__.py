@@ -15,7 +15,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
@@ -31,15 +32,21 @@ from shared.errors import StartupError, Unavailable
 from shared.imports import hollow
 from shared.logs import configure_logging
 from shared.marks import Marks
+from shared.mtls import read_papers
 from shared.pb import worker_pb2_grpc
 from shared.process import settle
+from shared.queue.address import without_password
 from shared.queue.client import Queue
-from shared.queue.connection import connect
+from shared.queue.connection import connect_as
 from shared.queue.keys import read_keys
 from shared.queue.registry import ANNOUNCE_EVERY_S, Registry, WorkerFacts
 from shared.queue.types import Owner
 from shared.rpc import Server, serve
 from shared.vocabulary.files import read_tokens
+
+if TYPE_CHECKING:
+    from kernels import Ops
+    from services.worker.models import EncoderModel, Model
 
 EXIT_STUCK = 70
 SEEN_EVERY_S = 1.0
@@ -98,23 +105,42 @@ def _model_runner(settings: Settings, marks: Marks) -> Built:
     with hollow("torch._meta_registrations"):
         import torch  # noqa: F401
     from kernels import load
-    from services.worker.models import build
-    from services.worker.runtime.kv_cache import plan
-    from services.worker.runtime.runner import KV_DTYPE, ModelRunner, probe, shape_of
+    from services.worker.models import is_encoder
 
     config, path = settings.worker, settings.model_path
     if path is None:
         raise StartupError("a worker needs the model's files: set model_path")
     marks("torch")
-    started_at = time.monotonic()
     ops = load(config.device, cache_dir() / "kernels")
     marks("kernels")
+    return (_encoder if is_encoder(path) else _decoder)(config, path, ops, marks)
+
+
+def _encoder(config: WorkerConfig, path: Path, ops: "Ops", marks: Marks) -> Built:
+    from services.worker.models import build_encoder
+    from services.worker.runtime.encoder_runner import EncoderRunner, probe
+
+    started_at = time.monotonic()
+    model = build_encoder(path, ops, _progress(str(path)), config.max_model_len)
+    _log_weights(model, started_at)
+    marks("weights")
+    runner = EncoderRunner(model, max_num_seqs=config.max_num_seqs, num_threads=config.num_threads)
+    step_s = probe(runner, config.max_step_tokens)
+    logger.info(f"a step of {config.max_step_tokens} tokens takes about {step_s:.2f} s")
+    marks("probe")
+    return Built(runner, step_s)
+
+
+def _decoder(config: WorkerConfig, path: Path, ops: "Ops", marks: Marks) -> Built:
+    from services.worker.models import build
+    from services.worker.runtime.kv_cache import plan
+    from services.worker.runtime.runner import KV_DTYPE, ModelRunner, probe, shape_of
+
+    started_at = time.monotonic()
     model = build(path, ops, _progress(str(path)), config.max_model_len, config.compute, cache_dir() / "repacked")
     if model.compute != config.compute:
         logger.warning(f"compute is {model.compute}: there are no {config.compute} kernels for this processor and model")
-    logger.info(
-        f"weights loaded: {model.num_bytes / 2**20:.0f} MiB, {'+'.join(model.formats)}, in {time.monotonic() - started_at:.1f} s"
-    )
+    _log_weights(model, started_at)
     marks("weights")
     kv_dtype = config.kv_dtype or KV_DTYPE[model.compute]
     kv = plan(shape_of(model, kv_dtype), config.kv_memory, model.max_model_len)
@@ -134,6 +160,11 @@ def _model_runner(settings: Settings, marks: Marks) -> Built:
     logger.info(f"a step of {config.max_step_tokens} tokens takes about {step_s:.2f} s")
     marks("probe")
     return Built(runner, step_s)
+
+
+def _log_weights(model: "Model | EncoderModel", started_at: float) -> None:
+    formats, took_s = "+".join(model.formats), time.monotonic() - started_at
+    logger.info(f"weights loaded: {model.num_bytes / 2**20:.0f} MiB, {formats}, in {took_s:.1f} s")
 
 
 def _progress(name: str) -> Callable[[int, int], None]:
@@ -164,7 +195,11 @@ class Worker:
         self._queue = queue
         self._registry = registry
         self._loop = asyncio.get_running_loop()
-        self.consumer = Consumer(queue, registry, self.owner, keys, runner.limits, on_fatal=self._fail, step_s=built.step_s)
+        self._papers = papers = read_papers(settings.certs_dir, "worker")
+        peer = papers.peer("router") if papers else None
+        self.consumer = Consumer(
+            queue, registry, self.owner, keys, runner.limits, on_fatal=self._fail, step_s=built.step_s, peer=peer
+        )
         self.engine = Engine(
             runner,
             EngineLimits(config.max_num_seqs, config.max_step_tokens),
@@ -183,7 +218,7 @@ class Worker:
         admin = Admin(self.owner, self._settings.names[0], self.limits, self.engine, self.consumer, self.begin_drain)
         address = self._settings.worker.admin_address
         registration = (worker_pb2_grpc.add_WorkerServicer_to_server, admin)
-        admin.server = self._server = await serve(address, [registration], setting="--worker.admin-address")
+        admin.server = self._server = await serve(address, [registration], setting="--worker.admin-address", guard=self._papers)
         self.engine.start()
         self._watchdog.start()
         self.consumer.start(self.engine)
@@ -233,6 +268,9 @@ class Worker:
             "admin_address": self._server.address,
             "max_model_len": limits.max_model_len,
             "vocab_size": limits.vocab_size,
+            "kinds": limits.kinds,
+            "vector_size": limits.vector_size,
+            "pooling": limits.pooling,
             "num_blocks": limits.num_blocks,
             "block_size": limits.block_size,
             "num_free_blocks": stats.free_blocks,
@@ -262,7 +300,7 @@ async def start(settings: Settings, built: Built) -> AsyncIterator[Worker]:
     if settings.redis_url is None or settings.secret_file is None:
         raise StartupError("a worker needs --redis-url and --secret-file")
     keys = read_keys(settings.secret_file)
-    redis = connect(settings.redis_url)
+    redis = connect_as(settings)
     try:
         queue = Queue(redis, model=settings.names[0], num_shards=settings.queue_shards)
         await _load(queue, settings.redis_url)
@@ -284,7 +322,7 @@ async def _load(queue: Queue, redis_url: str) -> None:
             return await queue.load()
         except Unavailable:
             if time.monotonic() > end:
-                raise StartupError(f"no Redis answers at {redis_url}; start one, or set --redis-url") from None
+                raise StartupError(f"no Redis answers at {without_password(redis_url)}; start one, or set --redis-url") from None
         await asyncio.sleep(REDIS_POLL_S)
 
 

@@ -21,6 +21,7 @@ from services.worker.outbound import Outbound, accepted_ids
 from services.worker.readying import Readying
 from shared import crash
 from shared.errors import Unavailable
+from shared.mtls import Peer
 from shared.pb import delivery_pb2, types_pb2
 from shared.queue.client import Queue
 from shared.queue.payload import BadPayload
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 class Consumer:
     """All assignments of one worker. Everything but `on_step` and `on_tick` is called on its event loop.
 
-    step_s: about how long the longest step takes; a lease outlasts some of them.
+    step_s: about how long the longest step takes; a lease outlasts some of them. peer: what routers are dialled with.
     on_fatal: told of an error that nothing here can mend; the process should end.
     """
 
@@ -57,6 +58,7 @@ class Consumer:
         on_fatal: Callable[[BaseException], None],
         step_s: float = 0.0,
         grace_s: float = GRACE_S,
+        peer: Peer | None = None,
     ):
         self.held: dict[str, Assignment] = {}
         self.draining = False
@@ -70,7 +72,7 @@ class Consumer:
         self._limits = limits
         self._on_fatal = on_fatal
         self._grace_s = grace_s
-        self._delivery = Delivery(owner, limits.fingerprint, self._resolve, self)
+        self._delivery = Delivery(owner, limits.fingerprint, self._resolve, self, peer)
         self._loop = asyncio.get_running_loop()
         self._engine: Engine
         self._claiming: Claiming
@@ -232,8 +234,6 @@ class Consumer:
     def _of(self, outbound: Outbound) -> Assignment | None:
         assignment = self.held.get(outbound.rid)
         return assignment if assignment is not None and assignment.outbound is outbound else None
-
-    # Endings.
 
     def _end(self, assignment: Assignment, telling: Coroutine[Any, Any, None]) -> None:
         if assignment.ending:

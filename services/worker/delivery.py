@@ -16,6 +16,7 @@ import grpc
 
 from services.worker.outbound import Message, Outbound
 from shared import crash
+from shared.mtls import Peer
 from shared.pb import delivery_pb2, delivery_pb2_grpc, types_pb2
 from shared.queue.types import Owner
 from shared.rpc import Garbled, connect, one_line, whole
@@ -64,19 +65,21 @@ class Decisions(Protocol):
 class Delivery:
     """All links of one worker. Use on one event loop."""
 
-    def __init__(self, owner: Owner, fingerprint: str, resolve: Resolve, decisions: Decisions):
+    def __init__(self, owner: Owner, fingerprint: str, resolve: Resolve, decisions: Decisions, peer: Peer | None = None):
         self.hello = delivery_pb2.Hello(
             version=PROTOCOL_VERSION, worker_id=owner.worker_id, boot_id=owner.boot_id, fingerprint=fingerprint
         )
         self._resolve = resolve
         self._decisions = decisions
+        self._peer = peer
         self._links: dict[str, Link] = {}
 
     def attach(self, outbound: Outbound) -> None:
         """Claims `outbound` at the router it names, over a link that is opened if there is none."""
         link = self._links.get(outbound.router)
         if link is None or link.closed:
-            link = self._links[outbound.router] = Link(outbound.router, self.hello, self._resolve, self._decisions)
+            link = Link(outbound.router, self.hello, self._resolve, self._decisions, self._peer)
+            self._links[outbound.router] = link
         link.claim(outbound)
 
     def detach(self, outbound: Outbound) -> None:
@@ -100,12 +103,15 @@ class Delivery:
 class Link:
     """The connection to one router, kept while it carries assignments and IDLE_S longer."""
 
-    def __init__(self, router_id: str, hello: delivery_pb2.Hello, resolve: Resolve, decisions: Decisions):
+    def __init__(
+        self, router_id: str, hello: delivery_pb2.Hello, resolve: Resolve, decisions: Decisions, peer: Peer | None = None
+    ):
         self.router_id = router_id
         self.closed = False
         self._hello = hello
         self._resolve = resolve
         self._decisions = decisions
+        self._peer = peer
         self._carried: set[Outbound] = set()
         self._streams: dict[int, Outbound] = {}
         self._next_stream = 1
@@ -164,7 +170,7 @@ class Link:
         if self._address is None:
             return False
         heard = [False]
-        async with connect(self._address) as channel:
+        async with connect(self._address, self._peer) as channel:
             try:
                 await asyncio.wait_for(channel.channel_ready(), DIAL_TIMEOUT_S)
                 call = delivery_pb2_grpc.DeliveryStub(channel).Deliver()

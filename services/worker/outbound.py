@@ -258,6 +258,10 @@ class Outbound:
                 message.body.logprobs.add(stream=self.stream, choice=number, idx=choice.sent, logprobs=columns)
             choice.sent = end
         if choice.finish is not None and not choice.finish_sent and choice.sent == len(choice.log):
+            if choice.finish.vector is not None:
+                if message.room <= 0:
+                    return True
+                message.room -= len(choice.finish.vector) // 4
             message.body.finishes.append(self._finish(number, choice.finish))
             choice.finish_sent = True
         return end < allowed
@@ -270,6 +274,7 @@ class Outbound:
             reason=REASONS[finish.reason],
             stop_token_id=finish.stop_token_id,
             num_cached_tokens=finish.num_cached_tokens,
+            vector=finish.vector or b"",
         )
         if finish.error is not None:
             fields = as_object(self.failure or InternalError(finish.error))

@@ -11,17 +11,19 @@ It knows nothing of torch, text or weights.
 import hashlib
 import os
 import signal
+import struct
 import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from services.worker.engine.step import BLOCK_SIZE, Row, RowResult, RunnerLimits, Start, Step, StepResult, TokenLogprobs
+from services.worker.engine.step import BLOCK_SIZE, Pooling, Row, RowResult, RunnerLimits, Start, Step, StepResult, TokenLogprobs
 from shared.errors import InvalidRequest
 from shared.sampling import SamplingParams
 
 _MASK = 2**64 - 1
 FINGERPRINT = "sim-1"
+VECTOR_SIZE = 64
 
 
 class KvViolation(Exception):
@@ -49,7 +51,8 @@ class SimSpec:
 
     def limits(self) -> RunnerLimits:
         """The same as the engine wants it."""
-        return RunnerLimits(self.num_blocks, self.max_model_len, self.vocab_size, self.eos_token_ids, FINGERPRINT)
+        facts = (self.num_blocks, self.max_model_len, self.vocab_size, self.eos_token_ids, FINGERPRINT)
+        return RunnerLimits(*facts, kinds=("generate", "embed"), vector_size=VECTOR_SIZE)
 
     def step_s(self, rows: int, tokens: int) -> float:
         """Modelled seconds of a step."""
@@ -108,6 +111,15 @@ def expected_tokens(spec: SimSpec, prompt: Sequence[int], params: SamplingParams
             return tokens, "length"
 
 
+def expected_vector(prompt: Sequence[int], pooling: Pooling) -> bytes:
+    """The vector of a prompt: made up, but always the same, and of length 1 unless it is wanted raw."""
+    text = array("I", prompt).tobytes() + pooling.kind.encode()
+    source = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    signs = [1.0 if _mix(source + index) % 2 else -1.0 for index in range(pooling.dimensions)]
+    length = 1.0 if pooling.raw else len(signs) ** 0.5
+    return struct.pack(f"<{len(signs)}f", *(sign / length for sign in signs))
+
+
 def expected_logprobs(spec: SimSpec, token_id: int, position: int, num_alternatives: int) -> TokenLogprobs:
     """What the sim reports for a token at a position of prompt + output: made up, but always the same."""
     best = -(_mix(position * spec.vocab_size + token_id) % 4096) / 4096
@@ -123,6 +135,7 @@ class _Known:
     source: _Source
     num_prompt: int
     tokens: list[int]
+    pooling: Pooling | None = None
     hashes: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
 
@@ -185,7 +198,7 @@ class SimRunner:
         if self.spec.poison_token in start.prompt:
             os.kill(os.getpid(), signal.SIGKILL)
         source = _Source.of(self.spec, start.prompt, start.params, start.choice)
-        self._known[start.seq_id] = _Known(source, len(start.prompt), [*start.prompt, *start.output])
+        self._known[start.seq_id] = _Known(source, len(start.prompt), [*start.prompt, *start.output], start.pooling)
 
     def _check(self, row: Row) -> None:
         """Raises KvViolation unless the row continues its sequence and its blocks hold all before it."""
@@ -194,7 +207,8 @@ class SimRunner:
         num_sure = len(row.token_ids) - row.num_drafts
         if num_sure < 1 or list(row.token_ids[:num_sure]) != known.tokens[start : start + num_sure]:
             raise KvViolation(f"sequence {row.seq_id}: the row at {start} does not have the sequence's tokens")
-        if row.sample != (start + num_sure == len(known.tokens)) or (row.num_drafts and not row.sample):
+        ends = start + num_sure == len(known.tokens)
+        if row.sample != (ends and known.pooling is None) or (row.num_drafts and not row.sample):
             raise KvViolation(f"sequence {row.seq_id}: sample={row.sample} at {start + num_sure} of {len(known.tokens)}")
         if len(table) * BLOCK_SIZE < end or end > self.limits.max_model_len:
             raise KvViolation(f"sequence {row.seq_id}: {len(table)} blocks for {end} tokens")
@@ -228,6 +242,8 @@ class SimRunner:
             self._prompt_logprobs(known, row, result)
         if row.sample:
             self._sample(known, row, result)
+        elif known.pooling is not None and len(known.hashes) == len(known.tokens):
+            result.vector = expected_vector(known.tokens, known.pooling)
         return result
 
     def _sample(self, known: _Known, row: Row, result: RowResult) -> None:

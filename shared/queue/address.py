@@ -12,7 +12,7 @@ It knows nothing of connections.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from shared.errors import StartupError
 
@@ -74,6 +74,12 @@ def parse(url: str) -> Address:
         sentinel_username=options.get("sentinel_username"),
         sentinel_password=options.get("sentinel_password"),
     )
+
+
+def without_password(url: str) -> str:
+    """`url` as it may be shown: without user, password and options."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _node(text: str, default_port: int) -> tuple[str, int]:

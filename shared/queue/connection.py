@@ -8,6 +8,8 @@ import ipaddress
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -28,6 +30,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from shared.config import Settings
 from shared.errors import StartupError, Unavailable
 from shared.queue.address import Address, parse
 
@@ -52,31 +55,69 @@ _FULL_TEXT = "command not allowed when used memory"
 _REFUSALS = (AuthenticationError, NoPermissionError)
 
 
-def connect(redis_url: str) -> Client:
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who we are to Redis, and whose word counts for who it is; each over what the address says."""
+
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+
+    def settings(self, *, encrypted: bool) -> dict[str, Any]:
+        """As redis-py's connections take it."""
+        found = {"username": self.username, "password": self.password}
+        if encrypted and self.ca_file is not None:
+            found["ssl_ca_certs"] = str(self.ca_file)
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def connect_as(settings: Settings) -> Client:
+    """A client for the Redis of `settings`. Raises StartupError for a bad address, or files that cannot be read."""
+    if settings.redis_url is None:
+        raise StartupError("give --redis-url: the address of the Redis that the services share")
+    password = None
+    if settings.redis_password_file is not None:
+        try:
+            password = settings.redis_password_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            cause = (error.strerror or "refused").lower()
+            raise StartupError(f"cannot read the password file {settings.redis_password_file}: {cause}") from None
+    if settings.redis_ca_file is not None and not settings.redis_ca_file.is_file():
+        raise StartupError(f"no such file of authorities: {settings.redis_ca_file} (setting redis_ca_file)")
+    return connect(settings.redis_url, Access(settings.redis_username, password, settings.redis_ca_file))
+
+
+def connect(redis_url: str, access: Access | None = None) -> Client:
     """A client for any address that address.py knows, connected at the first call. Raises StartupError for a bad one.
 
     Each call may take 2 seconds and is tried twice; at most 16 connections (to each server), for which further calls wait.
     """
-    address = parse(redis_url)
+    address, access = parse(redis_url), access or Access()
+    if address.kind != "server":
+        access = replace(access, username=access.username or address.username, password=access.password or address.password)
     match address.kind:
         case "sentinel":
-            return Redis.from_pool(_primary_pool(address))
+            return Redis.from_pool(_primary_pool(address, access))
         case "cluster":
             return _Cluster(
                 startup_nodes=[ClusterNode(host, port) for host, port in address.nodes],
-                username=address.username,
-                password=address.password,
                 **address.tls,
+                **access.settings(encrypted=bool(address.tls)),
                 **_per_call(TIMEOUT_S, 2),
             )
     # No health_check_interval: redis-py 8.1 recurses without end when its check is refused while connecting (no password, server
     # still loading). The second try replaces a connection that died unnoticed.
     try:
         pool = BlockingConnectionPool.from_url(
-            redis_url, max_connections=MAX_CONNECTIONS, timeout=TIMEOUT_S, **_per_call(TIMEOUT_S, 2)
+            redis_url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=TIMEOUT_S,
+            **_per_call(TIMEOUT_S, 2),
         )
     except ValueError as error:
         raise StartupError(f"bad Redis address: {error}; write redis://host:6379/0 or unix:///path/to/socket") from error
+    # After the address, which from_url lets win: what a file says is newer than what stands in an address.
+    pool.connection_kwargs.update(access.settings(encrypted=redis_url.startswith("rediss://")))
     return Redis.from_pool(pool)
 
 
@@ -95,16 +136,16 @@ class _PrimaryPool(SentinelConnectionPool, BlockingConnectionPool):
             await self.sentinel_manager.aclose()
 
 
-def _primary_pool(address: Address) -> _PrimaryPool:
-    secrets = {"username": address.sentinel_username, "password": address.sentinel_password}
+def _primary_pool(address: Address, access: Access) -> _PrimaryPool:
+    sentinels = Access(address.sentinel_username, address.sentinel_password, access.ca_file)
     # A sentinel that does not answer must not use up the time of a call: there are others.
-    asking = {**_per_call(SENTINEL_TIMEOUT_S, 1), **secrets, **address.tls}
+    encrypted = bool(address.tls)
+    asking = {**_per_call(SENTINEL_TIMEOUT_S, 1), **address.tls, **sentinels.settings(encrypted=encrypted)}
     return _PrimaryPool(  # type: ignore[no-untyped-call]
         address.master,
         Sentinel(address.nodes, sentinel_kwargs=asking),  # type: ignore[no-untyped-call]
         **address.tls,
-        username=address.username,
-        password=address.password,
+        **access.settings(encrypted=encrypted),
         db=address.db,
         max_connections=MAX_CONNECTIONS,
         timeout=TIMEOUT_S,

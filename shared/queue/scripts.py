@@ -1,4 +1,4 @@
-"""The Lua scripts: one file per transition, each behind a common prelude, run by their digest.
+"""The Lua scripts: one file per transition, each behind the prelude of its kind, run by their digest.
 
 A server that has forgotten them (restart, failover, SCRIPT FLUSH) is taught them again in passing. It knows nothing of
 what the scripts do.
@@ -34,12 +34,12 @@ _FOLDER = Path(__file__).parent / "lua"
 
 
 class Scripts:
-    """All scripts, for any queue: they take the prefix of its keys as KEYS[1], which names the cluster's slot."""
+    """All scripts of one kind, by default the queue's: they take the prefix of their keys as KEYS[1], which names the slot."""
 
-    def __init__(self, redis: Client):
-        prelude = (_FOLDER / "prelude.lua").read_text(encoding="utf-8")
+    def __init__(self, redis: Client, *, prelude: str = "prelude", names: Sequence[str] = NAMES):
+        beginning = (_FOLDER / f"{prelude}.lua").read_text(encoding="utf-8")
         self._redis = redis
-        self._texts = {name: prelude + (_FOLDER / f"{name}.lua").read_text(encoding="utf-8") for name in NAMES}
+        self._texts = {name: beginning + (_FOLDER / f"{name}.lua").read_text(encoding="utf-8") for name in names}
         self._shas = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in self._texts.items()}
 
     async def load(self) -> None:

@@ -26,6 +26,8 @@ def token_bytes(path: Path, rules: Rules, tokens: Sequence[str | None]) -> tuple
     if any(step.get("type") == "ByteLevel" for step in steps):
         spell: Spell = _byte_level
         spell_added: Spell = str.encode
+    elif len(steps) == 1 and steps[0].get("type") == "WordPiece":
+        spell, spell_added = _wordpiece(str(steps[0].get("prefix", "##"))), str.encode
     else:
         spell = spell_added = _sentencepiece(path, steps)
     added = {token["id"] for token in rules.get("added_tokens") or ()}
@@ -47,6 +49,15 @@ def _byte_level(token: str) -> bytes:
         return bytes([_BYTES[letter] for letter in token])
     except KeyError:
         return token.encode()
+
+
+def _wordpiece(prefix: str) -> Spell:
+    """A token that begins with `prefix` goes on with the word before it, any other begins one.
+
+    The decoder's clean-up, which takes away the spaces before punctuation, looks at more than one token and is left out:
+    an encoder's tokens are read by people alone, never written by a model.
+    """
+    return lambda token: token.removeprefix(prefix).encode() if token.startswith(prefix) else f" {token}".encode()
 
 
 def _sentencepiece(path: Path, steps: Sequence[Mapping[str, Any]]) -> Spell:

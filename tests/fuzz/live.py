@@ -50,7 +50,7 @@ async def attack(patient: Patient, seconds: float, seed: int) -> int:
     rng, num_sent, end = random.Random(seed), 0, time.monotonic() + seconds
     bodies, messages, payloads = seeds.json_seeds(), seeds.door_seeds(), seeds.payload_seeds()
     async with rpc.connect(patient.stack.grpc_address) as channel, queue_door(patient.stack) as door:
-        while time.monotonic() < end:
+        while not num_sent or time.monotonic() < end:
             for _ in range(ROUND):
                 data = spoilt(rng, rng.choice(bodies))
                 status, answer = await patient.post(rng.choice(("/v1/completions", "/v1/chat/completions")), data)

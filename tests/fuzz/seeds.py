@@ -106,6 +106,7 @@ def said_seeds() -> list[bytes]:
         f"<|python_tag|>{call}",
         call.replace("arguments", "parameters"),
         "[f(a=1, b='x'), g()]",
+        '<tool_call>\n{"name": "f", "arguments": {"a": [1, "x\x00"]}}\n</tool_call>',
         "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
     ]

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from services.router import position
 from services.router.accept import Caller, chat_request, completion_requests, proto_request
+from services.router.auth import Identity
 from services.router.batch.lines import body_of, check
 from services.router.batch.upload import read_form
 from services.router.delivery import _link
@@ -42,7 +43,7 @@ from tests.fuzz import seeds
 from tests.router.plane.rig import vocabulary
 from tests.security.test_text import chats
 
-CALLER = Caller("t", None, 0, types_pb2.TraceContext())
+CALLER = Caller(Identity("t"), None, 0, types_pb2.TraceContext())
 LIMITS = RunnerLimits(64, 512, 49152, (2,), "f")
 RID = "00" + "ab" * 16
 KEY = b"k" * 64
@@ -207,8 +208,10 @@ def _folder(file: str, read_folder: Callable[[Path], object], data: bytes) -> No
 def parsers(data: bytes) -> None:
     """What a model says becomes the same pieces, however it comes."""
     said = data.decode("utf-8", "replace")[:600]
-    reading = types_pb2.Reading(reasoning_open=len(data) % 2 == 1)
-    for name, make in (*REASONING.items(), *TOOLS.items()):
+    reading = types_pb2.Reading(
+        reasoning_open=len(data) % 2 == 1, tools=[types_pb2.ToolShape(name="f"), types_pb2.ToolShape(name="g")]
+    )
+    for name, make in (*REASONING.items(), *((name, each.parser) for name, each in TOOLS.items())):
         if len({_pieces(make(reading), said, size) for size in (1, 3, 10_000)}) != 1:
             raise AssertionError(f"what {name} reads depends on how it came")
 

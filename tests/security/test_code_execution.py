@@ -35,6 +35,7 @@ STARTS_PROGRAMS = {
     "services/launcher/private_redis.py",
     "services/launcher/pull.py",
     "services/launcher/supervise.py",
+    "services/tokenizer/grammar_pool.py",
     "services/tokenizer/render_pool.py",
     "kernels/build.py",
 }

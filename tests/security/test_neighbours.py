@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from services.router.auth import Identity
 from services.router.generate import _salt
 from services.worker.engine.blocks import BlockPool
 from services.worker.models import Model, build
@@ -211,7 +212,7 @@ async def test_sec_66_another_tenant_s_stream_is_like_one_that_never_was() -> No
         said = set()
         for rid, tenant in ((generation.rid, "other"), (generation.rid, ""), ("00" + "ef" * 16, "t"), ("..", "t"), ("", "t")):
             with pytest.raises(NotFound) as caught:
-                await plane.generator.resume(rid, "", tenant)
+                await plane.generator.resume(rid, "", Identity(tenant))
             said.add((caught.value.message.replace(rid, "RID") if rid else caught.value.message, caught.value.code))
             with pytest.raises(NotFound) as refused:
                 await plane.generator.cancel(rid, tenant)

@@ -13,15 +13,10 @@ NUMBERS = {*range(1, 12), *range(20, 35), *range(40, 55), *range(60, 67), *range
 # Of rooms that are being built beside this one: checked from when they are there.
 COMING = {
     "tests/e2e/test_mtls.py",
-    "tests/e2e/test_structured_output.py",
-    "tests/router/doors/test_door_grammars.py",
     "tests/router/doors/test_door_keys.py",
     "tests/router/doors/test_door_keys_grpc.py",
     "tests/router/doors/test_door_tokenize.py",
-    "tests/router/parts/test_parsers.py",
     "tests/shared/queue/test_redis_users.py",
-    "tests/tokenizer/test_grammar_check.py",
-    "tests/worker/runtime/test_constrained_tokens.py",
 }
 
 

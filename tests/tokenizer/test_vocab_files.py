@@ -239,7 +239,10 @@ def test_a_broken_directory_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}, "decoder 'WordPiece' is not supported"),
+        (
+            {"decoder": {"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True}},
+            "decoder 'CTC' is not supported",
+        ),
         ({"decoder": None}, "has no decoder"),
     ],
 )

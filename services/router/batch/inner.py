@@ -19,9 +19,9 @@ Handle = Callable[[Exchange, Front], Awaitable[None]]
 
 
 async def ask(
-    handle: Handle, front: Front, *, tenant: str, body: dict[str, Any], headers: dict[str, str]
+    handle: Handle, front: Front, *, path: str, tenant: str, key_id: str, body: dict[str, Any], headers: dict[str, str]
 ) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of the answer; an error is an answer, too."""
+    """Status, headers and body of the answer; an error is an answer, too. As the key is now: it may be gone, or changed."""
     sent: list[Message] = []
     incoming: asyncio.Queue[Message] = asyncio.Queue()
     incoming.put_nowait({"type": "http.request", "body": msgspec.json.encode(body), "more_body": False})
@@ -32,14 +32,15 @@ async def ask(
     scope = {
         "type": "http",
         "method": "POST",
+        "path": path,
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         "path_params": {},
         "query_string": b"",
     }
     exchange = Exchange(scope, incoming.get, send)
-    exchange.tenant = tenant
     exchange.band = MAX_BAND
     try:
+        exchange.identity = front.keys.known(tenant, key_id)
         await handle(exchange, front)
     except Exception as exception:
         await exchange.answer_error(shown(exception, exchange.request_id))

@@ -34,7 +34,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """One batch; times are seconds since 1970. Members as OpenAI's; `tenant` is ours and not shown."""
+    """One batch; times are seconds since 1970. Members as OpenAI's; `tenant` and `key_id` are ours and not shown."""
 
     id: str
     tenant: str
@@ -44,6 +44,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
     created_at: int
     expires_at: int
+    key_id: str = ""
     metadata: dict[str, str] | None = None
     total: int = 0
     completed: int = 0

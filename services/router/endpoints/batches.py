@@ -42,6 +42,7 @@ async def create(exchange: Exchange, front: Front) -> None:
     batch = Batch(
         id=f"batch_{secrets.token_hex(16)}",
         tenant=exchange.tenant,
+        key_id=exchange.identity.key_id,
         endpoint=body.endpoint,
         input_file_id=body.input_file_id,
         completion_window=body.completion_window,
@@ -82,7 +83,7 @@ def _cancelling(batch: Batch) -> Batch:
 
 def _shown(batch: Batch) -> dict[str, Any]:
     shown: dict[str, Any] = msgspec.to_builtins(batch)
-    for name in ("tenant", "total", "completed", "failed", "faults"):
+    for name in ("tenant", "key_id", "total", "completed", "failed", "faults"):
         del shown[name]
     faults = [msgspec.to_builtins(fault) for fault in batch.faults]
     return shown | {

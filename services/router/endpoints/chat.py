@@ -15,13 +15,15 @@ from services.router.answers import (
     usage_object,
 )
 from services.router.exchange import Exchange
+from services.router.extra_chunks import with_extras
 from services.router.front import Front
 from services.router.generate import Generation, TextDelta
 from services.router.logprobs import chat_content, prompt_entries
 from services.router.needs import Vocabulary
 from services.router.part_chunks import PartWriter
 from services.router.schema import ChatBody, read
-from services.router.sse import CHAT, Answer, ChunkWriter
+from services.router.sse import CHAT, Answer, ChunkWriter, Writer
+from shared.pb import types_pb2
 
 
 async def chat(exchange: Exchange, front: Front) -> None:
@@ -29,45 +31,54 @@ async def chat(exchange: Exchange, front: Front) -> None:
     front.admit()
     body, unknown = read(await exchange.read_object(front.config.max_body_bytes), ChatBody)
     exchange.note_ignored(unknown, strict=front.config.strict)
+    exchange.go_by(body.request_id)
     request = chat_request(body, exchange.caller())
-    logprobs = delta_logprobs(front.plane.vocabulary) if body.logprobs else None
+    extras = request.extras
+    logprobs = delta_logprobs(front.plane.vocabulary, extras) if body.logprobs else None
     if not body.stream:
         generations, choices = await collect(exchange, front, [request], lambda _: logprobs)
-        answer = describe(CHAT, generations[0], front.plane.model.fingerprint)
+        answer = describe(CHAT, generations[0], front.plane.model.fingerprint, extras)
         whole = _whole(answer, generations[0], choices)
         prompt_logprobs = generations[0].prompt_logprobs
         if prompt_logprobs is not None:
             whole["prompt_logprobs"] = prompt_entries(front.plane.vocabulary, prompt_logprobs)
+        if body.return_token_ids:
+            whole["prompt_token_ids"] = list(generations[0].prompt_token_ids)
+            for shown, choice in zip(whole["choices"], choices, strict=True):
+                shown["token_ids"] = choice.token_ids
         await exchange.answer_object(whole)
         return
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
 
     async def start() -> Opened:
         generations = await start_all(front.plane.generator, [request])
-        writer = chat_writer(front, generations[0], include_usage=include_usage)
+        writer = chat_writer(front, generations[0], extras, include_usage=include_usage)
         return Opened(generations, [writer], include_usage)
 
     await stream(exchange, front, start)
 
 
-def chat_writer(front: Front, generation: Generation, *, include_usage: bool) -> ChunkWriter:
+def chat_writer(front: Front, generation: Generation, extras: types_pb2.Extras | None, *, include_usage: bool) -> Writer:
     """Renders a chat's stream, also one that was begun elsewhere."""
-    answer = describe(CHAT, generation, front.plane.model.fingerprint)
-    logprobs = delta_logprobs(front.plane.vocabulary) if generation.has_logprobs else None
+    answer = describe(CHAT, generation, front.plane.model.fingerprint, extras)
+    logprobs = delta_logprobs(front.plane.vocabulary, extras) if generation.has_logprobs else None
     begun = generation.resumed
     if generation.reading is None:
-        return ChunkWriter(answer, include_usage=include_usage, logprobs=logprobs, begun=begun)
-    reader = part_reader(front, generation)
-    return PartWriter(answer, reader, include_usage=include_usage, logprobs=logprobs, begun=begun)
+        writer = ChunkWriter(answer, include_usage=include_usage, logprobs=logprobs, begun=begun)
+    else:
+        reader = part_reader(front, generation)
+        writer = PartWriter(answer, reader, include_usage=include_usage, logprobs=logprobs, begun=begun)
+    return with_extras(writer, generation, extras, in_choice=False)
 
 
-def delta_logprobs(vocabulary: Vocabulary) -> DeltaLogprobs:
+def delta_logprobs(vocabulary: Vocabulary, extras: types_pb2.Extras | None) -> DeltaLogprobs:
     """What stands under "logprobs" for a delta."""
+    as_ids = extras is not None and extras.tokens_as_ids
 
     def content(event: TextDelta) -> dict[str, Any] | None:
         if event.logprobs is None or not event.token_ids:
             return None
-        return {"content": chat_content(vocabulary, event.logprobs), "refusal": None}
+        return {"content": chat_content(vocabulary, event.logprobs, as_ids=as_ids), "refusal": None}
 
     return content
 
@@ -80,6 +91,7 @@ def _whole(answer: Answer, generation: Generation, choices: list[Choice]) -> dic
                 "message": _message(choice),
                 "logprobs": _joined(choice.logprobs) if choice.logprobs else None,
                 "finish_reason": choice.finish_reason,
+                "stop_reason": choice.stop_reason,
             }
             for choice in choices
         ],

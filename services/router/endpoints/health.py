@@ -57,6 +57,9 @@ async def metrics(exchange: Exchange, front: Front) -> None:
         "# HELP roadtrain_router_protocol_errors_total Calls between services that ended because of what was said on them.",
         "# TYPE roadtrain_router_protocol_errors_total counter",
         f"roadtrain_router_protocol_errors_total {front.plane.num_protocol_errors}",
+        "# HELP roadtrain_router_refused_peers_total Calls between services that the caller's certificate was not for.",
+        "# TYPE roadtrain_router_refused_peers_total counter",
+        f"roadtrain_router_refused_peers_total {front.plane.num_refused_peers}",
     ]
     text = "\n".join(lines) + "\n"
     await exchange.answer(200, text.encode(), b"text/plain; version=0.0.4; charset=utf-8")

@@ -9,17 +9,19 @@ from shared.errors import NotFound
 
 
 async def list_models(exchange: Exchange, front: Front) -> None:
-    """Every name the model answers to."""
+    """Every name the model answers to, for this caller."""
     model = front.plane.model
-    await exchange.answer_object({"object": "list", "data": [_entry(model, name) for name in model.names]})
+    names = [name for name in model.names if exchange.identity.may_use(name)]
+    await exchange.answer_object({"object": "list", "data": [_entry(model, name) for name in names]})
 
 
 async def one_model(exchange: Exchange, front: Front) -> None:
-    """The model of that name, which may hold slashes. Raises NotFound."""
+    """The model of that name, which may hold slashes. Raises NotFound, PermissionDenied."""
     name = exchange.path_params["name"]
     model = front.plane.model
     if name not in model.names:
         raise NotFound(f"The model '{name[:200]}' does not exist here.", param="model", code="model_not_found")
+    exchange.identity.check_model(name)
     await exchange.answer_object(_entry(model, name))
 
 

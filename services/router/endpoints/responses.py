@@ -19,7 +19,7 @@ from services.router.responses.kept import Kept, Responses
 from services.router.responses.output import ResponseWriter
 from services.router.responses.shown import begun_again, head_of, item_shown
 from services.router.sse import EventStream
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, NotFound
 
 MAX_PAGE = 100
 _NAMES = {"prompt": "input", "max_tokens": "max_output_tokens", "num_logprobs": "top_logprobs", "band": "priority"}
@@ -27,6 +27,25 @@ _NAMES = {"prompt": "input", "max_tokens": "max_output_tokens", "num_logprobs": 
 
 async def create(exchange: Exchange, front: Front) -> None:
     """Answers one response: streamed, whole, or as soon as it stands in the queue. Raises RoadtrainError."""
+    body, items, request = await _read(exchange, front)
+    asked = _Asked(exchange, front, body, items, request)
+    if body.background:
+        await asked.in_background()
+    elif body.stream:
+        await asked.streamed()
+    else:
+        await exchange.answer_object(await exchange.while_listening(asked.whole()))
+
+
+async def count_tokens(exchange: Exchange, front: Front) -> None:
+    """How many tokens the model would read for that response. Raises RoadtrainError."""
+    _, _, request = await _read(exchange, front)
+    num_tokens = await front.plane.generator.num_prompt_tokens(request)
+    await exchange.answer_object({"object": "response.input_tokens", "input_tokens": num_tokens})
+
+
+async def _read(exchange: Exchange, front: Front) -> tuple[ResponsesBody, list[dict[str, Any]], GenerateRequest]:
+    """The body, its conversation from the beginning, and the chat that they make."""
     front.admit()
     body, unknown = read_body(await exchange.read_object(front.config.max_body_bytes))
     exchange.note_ignored(unknown, strict=front.config.strict)
@@ -35,13 +54,7 @@ async def create(exchange: Exchange, front: Front) -> None:
         request = chat_request(chat_of(body, items), exchange.caller())
     except InvalidRequest as error:
         raise renamed(error) from None
-    asked = _Asked(exchange, front, body, items, dataclasses.replace(request, names=_NAMES))
-    if body.background:
-        await asked.in_background()
-    elif body.stream:
-        await asked.streamed()
-    else:
-        await exchange.answer_object(await exchange.while_listening(asked.whole()))
+    return body, items, dataclasses.replace(request, names=_NAMES)
 
 
 class _Asked:
@@ -137,7 +150,7 @@ async def tell_again(exchange: Exchange, front: Front, kept: Kept, after: int) -
     events = EventStream(exchange, front.config.keep_alive_s)
 
     async def work() -> None:
-        generation, _ = await front.plane.generator.resume(kept.rid, "", exchange.tenant)
+        generation, _ = await front.plane.generator.resume(kept.rid, "", exchange.identity)
         await tell(events, exchange, generation, writer_of(front, begun_again(kept), generation, after=after))
 
     await exchange.while_listening(work(), idle=events)
@@ -199,7 +212,11 @@ async def _before(exchange: Exchange, front: Front, body: ResponsesBody) -> list
     """The conversation that `previous_response_id` names, all it said included."""
     if body.previous_response_id is None:
         return []
-    kept, _ = await _responses(front).get(exchange.tenant, body.previous_response_id)
+    try:
+        kept, _ = await _responses(front).get(exchange.tenant, body.previous_response_id)
+    except NotFound as error:
+        # A field of the body is wrong, not the address: OpenAI's status and words.
+        raise InvalidRequest(error.message, param="previous_response_id", code="previous_response_not_found") from None
     if not kept.ended:
         raise InvalidRequest(
             "The previous response has not ended yet; wait for it.", param="previous_response_id", code="response_not_ended"

@@ -10,9 +10,10 @@ from services.router.answers import Opened, describe, stream
 from services.router.endpoints.chat import chat_writer
 from services.router.endpoints.completions import delta_logprobs
 from services.router.exchange import Exchange
+from services.router.extra_chunks import with_extras
 from services.router.front import Front
 from services.router.generate import Generation
-from services.router.sse import COMPLETION, ChunkWriter
+from services.router.sse import COMPLETION, ChunkWriter, Writer
 from shared.errors import InvalidRequest
 from shared.pb import types_pb2
 
@@ -24,7 +25,7 @@ async def take_up(exchange: Exchange, front: Front) -> None:
     exchange.caller()
 
     async def start() -> Opened:
-        generation, shape = await front.plane.generator.resume(exchange.path_params["rid"], after, exchange.tenant)
+        generation, shape = await front.plane.generator.resume(exchange.path_params["rid"], after, exchange.identity)
         return Opened([generation], [_writer(front, generation, shape)], shape.include_usage)
 
     await stream(exchange, front, start)
@@ -42,9 +43,14 @@ def _after(exchange: Exchange) -> str:
     return header or query[0]
 
 
-def _writer(front: Front, generation: Generation, shape: types_pb2.Shape) -> ChunkWriter:
+def _writer(front: Front, generation: Generation, shape: types_pb2.Shape) -> Writer:
+    extras = shape.extras if shape.HasField("extras") else None
     if shape.dialect == "chat":
-        return chat_writer(front, generation, include_usage=shape.include_usage)
-    logprobs = delta_logprobs(front.plane.vocabulary, generation, echo=shape.echo) if generation.has_logprobs else None
-    answer = describe(COMPLETION, generation, front.plane.model.fingerprint)
-    return ChunkWriter(answer, include_usage=shape.include_usage, logprobs=logprobs, begun=generation.resumed)
+        return chat_writer(front, generation, extras, include_usage=shape.include_usage)
+    logprobs = None
+    if generation.has_logprobs:
+        as_ids = extras is not None and extras.tokens_as_ids
+        logprobs = delta_logprobs(front.plane.vocabulary, generation, echo=shape.echo, as_ids=as_ids)
+    answer = describe(COMPLETION, generation, front.plane.model.fingerprint, extras)
+    writer = ChunkWriter(answer, include_usage=shape.include_usage, logprobs=logprobs, begun=generation.resumed)
+    return with_extras(writer, generation, extras, in_choice=True)

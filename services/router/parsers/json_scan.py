@@ -42,8 +42,9 @@ class JsonScan:
         on the outermost level. "end": after the object. "bad": what comes next cannot stand there.
         """
         while True:
-            if not self._in_string:
-                at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
+            # Up to what cannot stand in a string it is valid, whether or not that came in the same chunk.
+            skipped = _STRING if self._in_string else _SPACE
+            at = skipped.match(text, at).end()  # type: ignore[union-attr]
             if at == len(text):
                 return at, "more"
             after = self._read_string(text, at) if self._in_string else self._read_token(text, at)
@@ -63,9 +64,8 @@ class JsonScan:
                 return at, _EVENTS[self._next]
 
     def _read_string(self, text: str, at: int) -> int | None:
-        """After its end; None if it is none, -1 - place where the rest is not there yet."""
-        at = _STRING.match(text, at).end()  # type: ignore[union-attr]
-        if at == len(text) or _HALF_ESCAPE.fullmatch(text, at):
+        """From where its letters end, after its end; None if it has none, -1 - place where the rest is not there yet."""
+        if _HALF_ESCAPE.fullmatch(text, at):
             return -at - 1
         if text[at] != '"':
             return None

@@ -5,6 +5,7 @@ It knows nothing of bodies and of HTTP.
 
 import msgspec
 
+from services.router.auth import Identity
 from services.router.errands import Work
 from services.router.front import Front
 from services.router.generate import Generation
@@ -51,7 +52,8 @@ class Background:
 
     async def _take_up(self, tenant: str, kept: Kept) -> None:
         try:
-            generation, _ = await self._front.plane.generator.resume(kept.rid, "", tenant)
+            # Without limits: it was charged when it began.
+            generation, _ = await self._front.plane.generator.resume(kept.rid, "", Identity(tenant))
         except Unavailable:
             raise
         except RoadtrainError as error:

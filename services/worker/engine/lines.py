@@ -140,8 +140,10 @@ class Lines:
     def _find(self, sequence: Sequence) -> list[int]:
         """Cached blocks of its beginning: never that of the last token, which is always computed to get its logits.
 
-        While prompt logprobs are gathered, only as far as they have come.
+        While prompt logprobs are gathered, only as far as they have come; of what is pooled over all tokens, none.
         """
+        if sequence.pooling is not None and sequence.pooling.needs_all:
+            return []
         most = (len(sequence.tokens) - 1) // self.pool.block_size
         if sequence.prompt_logprobs is not None:
             most = min(most, len(sequence.prompt_logprobs) // self.pool.block_size)

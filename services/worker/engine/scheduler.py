@@ -9,7 +9,8 @@ There is no prefill and no decode: a sequence owes its known tokens less its com
 2. A waiting sequence gets a seat when blocks for all that it owes are free, beyond those promised to running ones. The
    first that cannot makes all behind it wait, so none is passed over for ever.
 3. Of n choices the first computes the prompt; the others wait until it has, and find its blocks in the cache.
-4. A sequence that outgrew the whole pool ends with an error. The first running one else always gets its blocks
+4. A prompt to pool pays for its tokens like any other and ends with the last of them.
+5. A sequence that outgrew the whole pool ends with an error. The first running one else always gets its blocks
    (lines.py), so every step with work makes progress.
 
 It knows nothing of threads, clocks or the device.
@@ -74,8 +75,9 @@ class Scheduler:
             request.first.prompt_logprobs = []
         for sequence in list(request.sequences.values()):
             self.lines.move(sequence, self.lines.waiting)
-            if not work.prompt or room < 1:
-                most = self._limits.max_model_len - 1
+            least = 0 if work.pooling else 1  # of room: for the first token of the output
+            if not work.prompt or room < least:
+                most = self._limits.max_model_len - least
                 self._fail(sequence, f"a prompt must have 1 to {most} tokens here, not {len(work.prompt)}")
             elif sequence.num_output:
                 reason = sequence.stopping.reason(sequence.tokens[-1], sequence.num_output)
@@ -175,7 +177,7 @@ class Scheduler:
             index += 1
             cost = math.ceil((count - 1) * weight)
             drafts: Ids[int] = ()
-            if self._drafter is not None and spare > cost and end == len(sequence.tokens):
+            if self._drafter is not None and spare > cost and end == len(sequence.tokens) and sequence.pooling is None:
                 drafts = self._drafts(self._drafter, sequence, spare - cost)
             self._add_row(plan, sequence, end, drafts)
             is_cut = is_cut or end < len(sequence.tokens)
@@ -224,13 +226,14 @@ class Scheduler:
             plan.chunks.append((end - start, start))
         if drafts:
             ids += drafts
-        row = Row(sequence.seq_id, start, ids, sequence.blocks, end == len(tokens), len(drafts))
+        row = Row(sequence.seq_id, start, ids, sequence.blocks, end == len(tokens) and sequence.pooling is None, len(drafts))
         if sequence.prompt_logprobs is not None:
             row.prompt_logprobs = start < sequence.num_prompt - 1
         if not sequence.started:
             sequence.started = True
             work, output = sequence.request.work, tokens[sequence.num_prompt :]
-            plan.step.starts.append(Start(sequence.seq_id, sequence.choice, work.params, work.prompt, output, work.guide))
+            started = Start(sequence.seq_id, sequence.choice, work.params, work.prompt, output, work.guide, work.pooling)
+            plan.step.starts.append(started)
         plan.step.rows.append(row)
         plan.sequences.append(sequence)
 
@@ -269,6 +272,10 @@ class Scheduler:
                 self.lines.publish(sequence)
             if reason is not None:
                 self._end(sequence, reason, delta)
+            elif sequence.pooling is not None and computed == len(sequence.tokens):
+                if got.vector is None:
+                    raise RuntimeError("the runner gave no vector for a prompt that was to be pooled")
+                self._end(sequence, "stop", vector=got.vector)
 
     def learn(self, plan: Plan, step_s: float) -> None:
         """Takes note of how long a step took, for the size of later ones."""
@@ -292,7 +299,14 @@ class Scheduler:
         self._deltas.append(delta)
         return delta, reason
 
-    def _end(self, sequence: Sequence, reason: str, delta: Delta | None = None, error: str | None = None) -> None:
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: str,
+        delta: Delta | None = None,
+        error: str | None = None,
+        vector: bytes | None = None,
+    ) -> None:
         """Ends a choice, in the given delta or in one of its own."""
         num_output, request = sequence.num_output, sequence.request
         if delta is None:
@@ -301,7 +315,7 @@ class Scheduler:
         stop_id = None
         if reason == "stop" and num_output and sequence.stopping.ends(sequence.tokens[-1], num_output):
             stop_id = sequence.tokens[-1]
-        delta.finish = Finish(reason, num_output, stop_id, request.num_cached_tokens, error)
+        delta.finish = Finish(reason, num_output, stop_id, request.num_cached_tokens, error, vector)
         self._leave(sequence)
         del request.sequences[sequence.choice]
         if not request.sequences:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 
-from services.worker.engine.step import TokenLogprobs
+from services.worker.engine.step import Pooling, TokenLogprobs
 from services.worker.engine.stopping import Stopping
 from shared.prefix import root_key
 from shared.sampling import SamplingParams
@@ -28,6 +28,7 @@ class Work:
     key: (rid, epoch). params: resolved (seed and max_tokens set). salt: who may share its blocks. band, tag: lower
     goes first. outputs: by choice, the ids already produced elsewhere, to go on from. Choices in `ended` are not run.
     guide: what Runner.prepare made of params that constrain tokens.
+    pooling: what is wanted in place of tokens.
     """
 
     key: Key
@@ -39,6 +40,7 @@ class Work:
     outputs: Mapping[int, Ids[int]] = field(default_factory=dict)
     ended: frozenset[int] = frozenset()
     guide: object = None
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class Finish:
     """Why a choice ended. reason: "stop", "length" or "error" (then `error` says what for the client to read).
 
     num_tokens: output tokens that count, those of `Work.outputs` and the stop token included. num_cached_tokens:
-    prompt tokens of the request that were found in the prefix cache, the same in every choice.
+    prompt tokens of the request that were found in the prefix cache, the same in every choice. vector:
+    what Work.pooling asked for.
     """
 
     reason: str
@@ -54,6 +57,7 @@ class Finish:
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    vector: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -113,6 +117,11 @@ class Sequence:
     def num_output(self) -> int:
         """Output tokens so far, resumed ones included."""
         return len(self.tokens) - self.num_prompt
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """What it gives in place of tokens."""
+        return self.request.work.pooling
 
     @property
     def is_first(self) -> bool:

@@ -4,8 +4,11 @@ A step has rows, one per scheduled sequence. A row computes `token_ids`, the seq
 num_computed, num_computed + 1, …; their keys and values go to the slots its block_table names. A row that reaches
 the sequence's last known token samples the next one. Drafts, if any, are the last `num_drafts` of token_ids.
 
-The runner keeps nothing between steps but KV blocks and, per seq_id, what sampling needs (penalty counts and the
-like), which it rebuilds from Start. It knows nothing of requests, tenants or time.
+A sequence with a `Pooling` samples nothing: the row that reaches its prompt's end gives its vector.
+
+The runner keeps nothing between steps but KV blocks and, per seq_id, what sampling needs (penalty counts and the like),
+which it rebuilds from Start, or what was pooled so far, which begins anew with a row whose num_computed is 0. It knows
+nothing of requests, tenants or time.
 """
 
 from collections.abc import Sequence
@@ -15,6 +18,22 @@ from typing import Protocol
 from shared.sampling import SamplingParams
 
 BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """What a sequence gives instead of tokens: `dimensions` numbers, the first ones of a vector made of its hidden states.
+
+    kind: of which tokens: "mean" (all), "last", "cls" (the first), or "score", what the model's own head says of the first.
+    raw: left as long as it is. num_first: tokens of the first of two texts; 0: there is one. needs_all: every token must
+    be computed for it, so none of it may come from the prefix cache, which holds keys and values and no hidden states.
+    """
+
+    kind: str
+    dimensions: int
+    raw: bool = False
+    num_first: int = 0
+    needs_all: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +49,7 @@ class Start:
     prompt: Sequence[int]
     output: Sequence[int]
     guide: object = None
+    pooling: Pooling | None = None
 
 
 @dataclass(slots=True)
@@ -66,14 +86,16 @@ class TokenLogprobs:
 class RowResult:
     """What one row gave. token_ids: accepted drafts and the token after them; empty when the row does not sample.
 
-    logprobs: one per token id, only if the sequence's params ask. prompt_logprobs: only for a row that asks; entry i
-    is of the prompt token at position num_computed + i + 1, so the row that ends the prompt gives one fewer than it
-    computes. error: why this sequence, and no other, must end (for example logits that are not numbers).
+    logprobs: one per token id, only if the sequence's params ask. prompt_logprobs: only for a row that asks; entry i is of
+    the prompt token at position num_computed + i + 1, so the row that ends the prompt gives one fewer than it computes.
+    vector: float32 little-endian, of the row that ends a prompt to pool. error: why this sequence, and no other, must end
+    (for example logits that are not numbers).
     """
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: Sequence[TokenLogprobs] = ()
     prompt_logprobs: Sequence[TokenLogprobs] = ()
+    vector: bytes | None = None
     error: str | None = None
 
 
@@ -86,7 +108,11 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class RunnerLimits:
-    """The numbers the engine is built from, and what the worker tells others about its model."""
+    """The numbers the engine is built from, and what the worker tells others about its model.
+
+    kinds: what it can do, of "generate", "embed", "score". vector_size and pooling: how long its vectors are, and which of
+    its hidden states they are made of where nobody says; encodes: it sees a prompt whole, and has no prefixes to share.
+    """
 
     num_blocks: int
     max_model_len: int
@@ -94,6 +120,10 @@ class RunnerLimits:
     eos_token_ids: tuple[int, ...]
     fingerprint: str
     block_size: int = BLOCK_SIZE
+    kinds: tuple[str, ...] = ("generate",)
+    vector_size: int = 0
+    pooling: str = "last"
+    encodes: bool = False
 
 
 class Runner(Protocol):

@@ -38,8 +38,11 @@ class Decoder:
     head: Linear
     logit_softcap: float
 
-    def forward(self, ops: StepOps, batch: Batch, kv: Sequence[KVCache]) -> Tensor:
-        """Logits [S, V] float32 of batch.logit_indices; writes the step's keys and values into kv, one cache a layer."""
+    def forward(self, ops: StepOps, batch: Batch, kv: Sequence[KVCache]) -> tuple[Tensor, Tensor]:
+        """Logits [S, V] float32 of batch.logit_indices, and of every token what stands before the last norm [T, hidden].
+
+        Writes the step's keys and values into kv, one cache a layer.
+        """
         residual = self.embedding(ops, batch.token_ids)
         for block, cache in zip(self.blocks, kv, strict=True):
             block.attention(ops, ops.norm(residual, block.attention_norm), residual, cache, batch)
@@ -47,4 +50,4 @@ class Decoder:
         logits = ops.linear(ops.norm(residual, self.norm, batch.logit_indices), self.head)
         if self.logit_softcap:
             ops.softcap(logits, self.logit_softcap)
-        return logits
+        return logits, residual

@@ -20,6 +20,7 @@ from services.worker.runtime.in_place import Capacity
 from services.worker.runtime.kv_cache import KVShape, allocate
 from services.worker.runtime.masks import Masks
 from services.worker.runtime.numerics import release
+from services.worker.runtime.pooling import Pooler
 from services.worker.runtime.sampler import Sampler
 from shared.errors import InvalidRequest, StartupError
 from shared.sampling import SamplingParams
@@ -71,6 +72,9 @@ class ModelRunner:
             vocab_size=model.spec.vocab_size,
             eos_token_ids=model.eos_token_ids,
             fingerprint=fingerprint(model, kv_dtype),
+            kinds=("generate", "embed"),
+            vector_size=model.spec.hidden_size,
+            pooling=model.pooling,
         )
         kv: Sequence[KVCache] = allocate(shape_of(model, kv_dtype), num_blocks, device)
         capacity = Capacity(max_step_tokens, max_num_seqs, -(-model.max_model_len // BLOCK_SIZE) + 1)
@@ -79,6 +83,7 @@ class ModelRunner:
         masks = Masks(beside=device != "cpu" or (num_threads or num_cores) < num_cores)
         self._sampler = Sampler(model.ops, model.eos_token_ids, model.spec.vocab_size, device, masks)
         self._grammars = Grammars(read_tokens, model.spec.vocab_size, model.eos_token_ids) if read_tokens is not None else None
+        self._pooler = Pooler(model.ops, model.decoder.norm)
         self._num_threads = num_threads
         self._thread = 0
 
@@ -92,7 +97,10 @@ class ModelRunner:
         self._sampler.begin(step)
         if self.forward is None:
             raise RuntimeError("the runner was closed")
-        return StepResult(self._sampler.sample(step.rows, self.forward(step.rows)))
+        self._pooler.update(step)
+        results = self._sampler.sample(step.rows, self.forward(step.rows))
+        self._pooler.pool(step.rows, results, self.forward.states)
+        return StepResult(results)
 
     def prepare(self, params: SamplingParams) -> object:
         """The compiled grammar, if there is one."""

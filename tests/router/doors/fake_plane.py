@@ -2,19 +2,26 @@
 
 What it does is asked for in the prompt: "slow" stays silent until cancelled, "refuse" is refused at the start,
 "break" fails after its first text, "break at once" before it, "crash" raises what is no RoadtrainError,
-"hold" gives its first text and waits. Everything else answers "Hello", " wörld" and "!".
+"hold" gives its first text and waits. Everything else answers "Hello", " wörld" and "!", or where a vector is wanted
+(3, 4), cut and brought to length 1; texts have as many tokens as words.
 It knows nothing of what the doors make of it.
 """
 
 import asyncio
+import math
+import struct
 from collections.abc import AsyncIterator, Sequence
 
+from services.router.auth import Identity
 from services.router.generate import ChoiceEnd, Event, GenerateRequest, TextDelta
+from services.router.limiter import Limiter
 from services.router.needs import ServedModel
+from services.router.request import Wanted
 from services.router.store import Store
-from services.router.validate import check_model
+from services.router.tokenizer import Encoded
+from services.router.validate import ModelLimits, check_kind, check_model
 from shared.errors import InternalError, InvalidRequest, NotFound, Unavailable
-from shared.pb import types_pb2
+from shared.pb import tokenizer_pb2, types_pb2
 from shared.queue.connection import connect
 
 VOCABULARY = (b"Hello", b" w\xc3", b"\xb6rld", b"!", b"<eos>", b"The", b" prompt")
@@ -38,6 +45,34 @@ def columns(ids: Sequence[int], num_top: int) -> types_pb2.Logprobs:
         columns.token_ids.extend([token_id, *range(num_top)])
         columns.logprobs.extend([-0.5, *(-0.5 - at for at in range(num_top))])
     return columns
+
+
+def fake_vector(wanted: Wanted) -> bytes:
+    if wanted.kind == "score":
+        return struct.pack("<f", 1 / wanted.num_first)
+    kept = (3.0, 4.0)[: wanted.dimensions]
+    length = 1.0 if wanted.raw else math.hypot(*kept)
+    return struct.pack(f"<{len(kept)}f", *(each / length for each in kept))
+
+
+class FakeTexts:
+    """Words are tokens: each has its letters' number in the vocabulary, or 7."""
+
+    async def describe(self) -> tokenizer_pb2.Description:
+        special = {"eos_token": "<eos>", "unk_token": "<unk>", "odd_token": "<odd>"}
+        return tokenizer_pb2.Description(vocab_size=7, special_tokens=special, chat_template="{{ messages }}")
+
+    async def encode(self, request: tokenizer_pb2.EncodeRequest) -> list[list[int]]:
+        self.asked = request
+        texts = [text.text for text in request.texts] or [message.content for message in request.chat.messages]
+        words = [word.encode() for word in " ".join(texts).split()]
+        return [[VOCABULARY.index(word) if word in VOCABULARY else 7 for word in words]]
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return b"".join(VOCABULARY[token_id] for token_id in token_ids).decode()
+
+    async def tokens(self, token_ids: Sequence[int]) -> list[str]:
+        return [f"t{token_id}" for token_id in token_ids]
 
 
 class FakeGeneration:
@@ -86,6 +121,9 @@ class FakeGeneration:
             raise InvalidRequest("The request was cancelled.", code="request_cancelled")
         if "break at once" in wish:
             raise InternalError("broken before the first text")
+        if self.request.wanted is not None:
+            yield [ChoiceEnd(0, "stop", 0, None, None, self.position(), fake_vector(self.request.wanted))]
+            return
         if self.request.echo:
             yield [self.delta(choice, "The prompt", []) for choice in range(len(self.counts))]
         for step, (text, ids) in enumerate(zip(TEXT, IDS, strict=True)):
@@ -116,15 +154,19 @@ class FakeGeneration:
 class FakePlane:
     """Plane and generator in one; `generations` are all that were started."""
 
-    def __init__(self) -> None:
+    def __init__(self, limiter: Limiter | None = None) -> None:
         self.generations: list[FakeGeneration] = []
         self.resumed_after = ""
         self.started = asyncio.Event()
         self.generator = self
         self.vocabulary = FakeVocabulary()
-        self.model = ServedModel(NAMES, 1_600_000_000, MAX_LEN, "fingerprint")
+        self.texts = FakeTexts()
+        self.model = ServedModel(NAMES, 1_600_000_000, MAX_LEN, "fingerprint", ("generate", "embed"))
         self.why_not_ready: str | None = None
         self.num_protocol_errors = 0
+        self.num_refused_peers = 0
+        # Only keys with limits are asked about; tests of those bring a real one.
+        self.limiter = limiter
         self._nowhere = connect("unix:///nonexistent/redis.sock")
         self.store = Store(self._nowhere)
 
@@ -134,8 +176,22 @@ class FakePlane:
     async def close(self) -> None:
         await self._nowhere.aclose()
 
-    async def start(self, request: GenerateRequest) -> FakeGeneration:
+    def check(self, request: GenerateRequest) -> ModelLimits:
         check_model(request, NAMES)
+        limits = ModelLimits(MAX_LEN, 1000, self.model.kinds, 2, "mean")
+        check_kind(request, limits)
+        return limits
+
+    async def encode(self, texts: Sequence[tokenizer_pb2.Text], max_tokens: int) -> list[Encoded]:
+        encoded = []
+        for text in texts:
+            first, second = text.text.split(), text.pair.split()
+            ids = [min(len(word), 999) for word in first + second]
+            encoded.append(Encoded(ids[: text.max_tokens or None], len(first) if text.HasField("pair") else 0))
+        return encoded
+
+    async def start(self, request: GenerateRequest) -> FakeGeneration:
+        self.check(request)
         request.sampling.validate(vocab_size=1000, names=request.names)
         if "refuse" in str(request.prompt):
             raise Unavailable("No room; try again.", retry_after_s=1.5)
@@ -148,9 +204,9 @@ class FakePlane:
         check_model(request, NAMES)
         return len(FakeGeneration(request, 0).prompt_token_ids)
 
-    async def resume(self, rid: str, after: str, tenant: str) -> tuple[FakeGeneration, types_pb2.Shape]:
+    async def resume(self, rid: str, after: str, identity: Identity) -> tuple[FakeGeneration, types_pb2.Shape]:
         for generation in self.generations:
-            if generation.rid == rid and tenant == generation.request.tenant:
+            if generation.rid == rid and identity.tenant == generation.request.tenant:
                 self.resumed_after = after
                 shape = types_pb2.Shape(dialect=generation.request.dialect, include_usage=generation.request.include_usage)
                 return FakeGeneration(generation.request, int(rid[6:])), shape

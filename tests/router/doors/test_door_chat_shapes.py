@@ -3,6 +3,7 @@
 import json
 
 import httpx
+import msgspec
 import pytest
 
 from tests.router.doors.fake_plane import FakePlane
@@ -10,6 +11,21 @@ from tests.router.doors.fake_plane import FakePlane
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 URL = "/v1/chat/completions"
 FINGERPRINT = "fp_44863b03e9"
+
+
+USAGE = {
+    "prompt_tokens": 2,
+    "completion_tokens": 5,
+    "total_tokens": 7,
+    "prompt_tokens_details": {"cached_tokens": 1, "audio_tokens": 0, "image_tokens": 0, "text_tokens": 2},
+    "completion_tokens_details": {
+        "reasoning_tokens": 0,
+        "audio_tokens": 0,
+        "text_tokens": 5,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+    },
+}
 
 
 def ask(text: str = "hi", **fields: object) -> dict[str, object]:
@@ -34,10 +50,7 @@ async def test_stream_byte_for_byte(client: httpx.AsyncClient, plane: FakePlane)
         choice = f'{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{reason}}}'
         return f'id: {rid}:{count}:00000000\ndata: {{{head}"choices":[{choice}],"usage":null}}\n\n'
 
-    usage = (
-        '{"prompt_tokens":2,"completion_tokens":5,"total_tokens":7,"prompt_tokens_details":{"cached_tokens":1},'
-        '"completion_tokens_details":{"reasoning_tokens":0}}'
-    )
+    usage = msgspec.json.encode(USAGE).decode()
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert answer.text == (
@@ -45,7 +58,7 @@ async def test_stream_byte_for_byte(client: httpx.AsyncClient, plane: FakePlane)
         + event(1, '{"content":"Hello"}')
         + event(3, '{"content":" wörld"}')
         + event(4, '{"content":"!"}')
-        + event(5, "{}", '"stop"')
+        + event(5, "{}", '"stop","stop_reason":null')
         + f'data: {{{head}"choices":[],"usage":{usage}}}\n\n'
         + "data: [DONE]\n\n"
     )
@@ -71,15 +84,10 @@ async def test_whole_answer(client: httpx.AsyncClient, plane: FakePlane) -> None
                 "message": {"role": "assistant", "content": "Hello wörld!", "refusal": None},
                 "logprobs": None,
                 "finish_reason": "stop",
+                "stop_reason": None,
             }
         ],
-        "usage": {
-            "prompt_tokens": 2,
-            "completion_tokens": 5,
-            "total_tokens": 7,
-            "prompt_tokens_details": {"cached_tokens": 1},
-            "completion_tokens_details": {"reasoning_tokens": 0},
-        },
+        "usage": USAGE,
     }
 
 

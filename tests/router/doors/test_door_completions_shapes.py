@@ -30,7 +30,7 @@ async def test_whole_answer(client: httpx.AsyncClient, plane: FakePlane) -> None
     answer = await whole(client)
     assert answer["id"] == f"cmpl-{plane.generations[-1].rid}"
     assert answer["object"] == "text_completion"
-    assert answer["choices"] == [{"index": 0, "text": TEXT, "logprobs": None, "finish_reason": "stop"}]
+    assert answer["choices"] == [{"index": 0, "text": TEXT, "logprobs": None, "finish_reason": "stop", "stop_reason": None}]
     assert answer["usage"]["total_tokens"] == 7
     assert plane.generations[-1].request.sampling.max_tokens == 16
 

@@ -161,7 +161,12 @@ COMPLETION_ERRORS = [
     ({"logprobs": 21}, "logprobs", "integer_above_max_value"),
     ({"logprobs": True}, "logprobs", "invalid_type"),
     ({"echo": True, "logprobs": -1}, "logprobs", "integer_below_min_value"),
-    ({"best_of": 2}, "best_of", "unsupported_parameter"),
+    ({"best_of": 1, "n": 2}, "best_of", "invalid_value"),
+    ({"best_of": 129}, "best_of", "integer_above_max_value"),
+    ({"best_of": 2, "stream": True}, "best_of", "invalid_value"),
+    ({"best_of": 2, "n": 0}, "n", "integer_below_min_value"),
+    ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+    ({"request_id": "a b"}, "request_id", "invalid_value"),
     ({"suffix": "x"}, "suffix", "unsupported_parameter"),
     ({"min_tokens": 17}, "min_tokens", "integer_above_max_value"),
 ]

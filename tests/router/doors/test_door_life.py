@@ -69,7 +69,21 @@ async def test_strict_refuses_what_nobody_knows() -> None:
     assert status == 400
     assert json.loads(answer)["error"]["code"] == "unknown_parameter"
     assert json.loads(answer)["error"]["param"] == "foo"
+    for path, body, name in NESTED:
+        status, answer = await post_once(doors.port, path, body)
+        assert status >= 400
+        assert f"Unknown parameter: '{name}'" in json.dumps(json.loads(answer)["error"])
+    # What has no effect here is known all the same.
+    assert (await post_once(doors.port, CHAT_URL, CHAT | {"store": True, "user": "me"}))[0] == 200
     await doors.stop(0.0)
+
+
+NESTED = [
+    (CHAT_URL, CHAT | {"stream": True, "stream_options": {"foo": 1}}, "stream_options.foo"),
+    ("/tokenize", {"prompt": "x", "foo": 1}, "foo"),
+    ("/api/chat", CHAT | {"options": {"foo": 1}}, "options.foo"),
+    ("/generate", {"inputs": "x", "parameters": {"foo": 1}}, "parameters.foo"),
+]
 
 
 async def last_of(call: Any) -> router_pb2.Event:

@@ -8,12 +8,13 @@ import pytest
 from services.router.accept import Caller
 from services.router.anthropic.body import chat_of, read_message_body, request_of
 from services.router.anthropic.writer import MessageWriter
+from services.router.auth import Identity
 from services.router.parts import PartReader
 from shared.errors import InvalidRequest
 from shared.pb import types_pb2
 from tests.router.parts.spoken import Spoken, delta, end
 
-CALLER = Caller("tenant", None, 0, types_pb2.TraceContext())
+CALLER = Caller(Identity("tenant"), None, 0, types_pb2.TraceContext())
 BODY: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
 
 

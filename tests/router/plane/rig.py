@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from services.launcher.pull import find_or_fetch
+from services.router.auth import Identity
 from services.router.generate import ChoiceEnd, Event, GenerateRequest, Generation, TextDelta
 from services.router.plane import Plane, open_plane
 from services.tokenizer import vocab
@@ -73,7 +74,8 @@ class SimWorker:
             runner, limits, on_step=consumer.on_step, on_tick=consumer.on_tick, on_fatal=rig.fatal.append, tick_s=0.05
         )
         model = {"model": model_name(MODEL), "max_model_len": spec.max_model_len, "vocab_size": spec.vocab_size}
-        facts = WorkerFacts(worker_id, owner.boot_id, {**model, "fingerprint": runner.limits.fingerprint})
+        kinds = {"kinds": runner.limits.kinds, "vector_size": runner.limits.vector_size, "pooling": runner.limits.pooling}
+        facts = WorkerFacts(worker_id, owner.boot_id, {**model, **kinds, "fingerprint": runner.limits.fingerprint})
         await registry.announce_worker(facts)
         engine.start()
         consumer.start(engine)
@@ -201,4 +203,5 @@ def take(heard: list[Heard], event: Event) -> None:
 
 def ask(**fields: Any) -> GenerateRequest:
     """A request with defaults."""
-    return GenerateRequest(**{"model": "default", "tenant": "t", "prompt": "Once upon a time", **fields})
+    defaults = {"model": "default", "identity": Identity(fields.pop("tenant", "t")), "prompt": "Once upon a time"}
+    return GenerateRequest(**{**defaults, **fields})

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from services.router.auth import Identity
 from services.router.delivery import Delivery
 from services.router.sequencer import Held, Sequencer
 from services.tokenizer.chat import ChatEncoder
@@ -97,7 +98,7 @@ async def test_a_router_that_is_followed_and_says_noise() -> None:
         server = await rpc.serve(f"unix:{made.folder}/noise", [(add, first.delivery)])
         await first.registry.announce_router(RouterFacts("r0", "boot", server.address))
         async with plane_of(made, "r1") as second:
-            resumed, _ = await second.generator.resume(generation.rid, "", "t")
+            resumed, _ = await second.generator.resume(generation.rid, "", Identity("t"))
             (heard,) = await listen(resumed)
             expected, _ = expected_tokens(SPEC, generation.prompt_token_ids, params)
             assert heard.token_ids == expected

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from services.router.auth import Identity
 from services.router.generate import Generation
 from services.router.plane import open_plane
 from services.worker.sim import SimSpec, expected_tokens
@@ -239,13 +240,13 @@ async def test_another_tenant_s_stream_is_like_one_that_never_was() -> None:
         for plane in (near, far):
             for rid, tenant in ((generation.rid, "other"), ("00" + "ef" * 16, "t"), ("..", "t")):
                 with pytest.raises(NotFound) as caught:
-                    await plane.generator.resume(rid, "", tenant)
+                    await plane.generator.resume(rid, "", Identity(tenant))
                 said.add((caught.value.message, caught.value.code))
         assert len(said) == 1
         assert near.resumer.local(generation.rid, "other") is None
         position = heard[0].positions[-1]
         num_given = int(position.split(":")[1])
-        rest, shape = await far.generator.resume(generation.rid, position, "t")
+        rest, shape = await far.generator.resume(generation.rid, position, Identity("t"))
         events = [event async for batch in rest.events() for event in batch]
         await following
         check(generation, heard)
