@@ -1,6 +1,7 @@
-"""The masks of a step's constrained draws, filled by a thread of its own while the forward pass runs.
+"""The masks of a step's constrained draws, filled while the forward pass runs, if that leaves a core for it.
 
-It knows nothing of logits, nor of what grammars mean.
+Where compute threads hold every core, a thread beside them makes them wait for one another, and costs more than its work
+(docs/structured_output.md); masks are filled before the pass then. It knows nothing of logits, nor of what grammars mean.
 """
 
 import logging
@@ -38,26 +39,30 @@ class Wanted:
 
 
 class Masks:
-    """`begin` in a step's beginning, `take` when its logits are there."""
+    """`begin` in a step's beginning, `take` when its logits are there. beside: a thread of its own fills them in between."""
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
+    def __init__(self, *, beside: bool) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks") if beside else None
         self._rows = np.zeros((0, 0), dtype=np.int32)
         self._filling: Future[dict[int, int | None]] | None = None
+        self._places: dict[int, int | None] = {}
 
     def begin(self, wanted: Sequence[Wanted], vocab_size: int) -> None:
         """Starts to fill the masks of a step; those of the step before are gone."""
+        self._filling, self._places = None, {}
         if not wanted:
-            self._filling = None
             return
         num_rows, num_words = sum(1 + len(each.drafts) for each in wanted), -(-vocab_size // 32)
         if self._rows.shape[0] < num_rows or self._rows.shape[1] != num_words:
             self._rows = np.zeros((2 * num_rows, num_words), dtype=np.int32)
-        self._filling = self._thread.submit(self._fill, wanted)
+        if self._thread is not None:
+            self._filling = self._thread.submit(self._fill, wanted)
+        else:
+            self._places = self._fill(wanted)
 
     def take(self) -> dict[int, int | None]:
         """By sequence, the first of its masks; None if they could not be made. Waits for the last one."""
-        return {} if self._filling is None else self._filling.result()
+        return self._places if self._filling is None else self._filling.result()
 
     @property
     def tensor(self) -> Tensor:
@@ -66,7 +71,8 @@ class Masks:
 
     def close(self) -> None:
         """Ends the thread."""
-        self._thread.shutdown()
+        if self._thread is not None:
+            self._thread.shutdown()
 
     def _fill(self, wanted: Sequence[Wanted]) -> dict[int, int | None]:
         places: dict[int, int | None] = {}

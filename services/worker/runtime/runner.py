@@ -4,6 +4,7 @@ Tokens depend on the request alone where the ops do not let rows see each other 
 It knows nothing of requests, of time or of why a step was put together.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from services.worker.runtime.forward import Forward, forwarding
 from services.worker.runtime.grammar import Grammars
 from services.worker.runtime.in_place import Capacity
 from services.worker.runtime.kv_cache import KVShape, allocate
+from services.worker.runtime.masks import Masks
 from services.worker.runtime.numerics import release
 from services.worker.runtime.pooling import Pooler
 from services.worker.runtime.sampler import Sampler
@@ -77,7 +79,9 @@ class ModelRunner:
         kv: Sequence[KVCache] = allocate(shape_of(model, kv_dtype), num_blocks, device)
         capacity = Capacity(max_step_tokens, max_num_seqs, -(-model.max_model_len // BLOCK_SIZE) + 1)
         self.forward: Forward | None = forwarding(model, kv, capacity, device)
-        self._sampler = Sampler(model.ops, model.eos_token_ids, model.spec.vocab_size, device)
+        num_cores = len(os.sched_getaffinity(0))
+        masks = Masks(beside=device != "cpu" or (num_threads or num_cores) < num_cores)
+        self._sampler = Sampler(model.ops, model.eos_token_ids, model.spec.vocab_size, device, masks)
         self._grammars = Grammars(read_tokens, model.spec.vocab_size, model.eos_token_ids) if read_tokens is not None else None
         self._pooler = Pooler(model.ops, model.decoder.norm)
         self._num_threads = num_threads

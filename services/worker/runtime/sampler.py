@@ -164,11 +164,11 @@ Draw: TypeAlias = tuple[Sampled, int, Lists]
 class Sampler:
     """All sequences of one runner, by seq_id."""
 
-    def __init__(self, ops: Ops, eos_token_ids: tuple[int, ...], vocab_size: int, device: str):
+    def __init__(self, ops: Ops, eos_token_ids: tuple[int, ...], vocab_size: int, device: str, masks: Masks):
         self._ops = ops
         self._columns = Columns(device)
         self._vocab_size = vocab_size
-        self._masks = Masks()
+        self._masks = masks
         self._eos_token_ids = eos_token_ids
         self._sequences: dict[int, Sampled] = {}
 

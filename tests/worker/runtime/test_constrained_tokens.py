@@ -19,7 +19,7 @@ from kernels import Ops
 from services.worker.models import Model, build
 from services.worker.runtime import grammar
 from services.worker.runtime.grammar import MAX_KEPT, Grammars
-from services.worker.runtime.masks import FAILED
+from services.worker.runtime.masks import FAILED, Masks
 from shared.errors import InvalidRequest
 from shared.grammars import Grammar
 from shared.sampling import SamplingParams
@@ -95,12 +95,14 @@ def test_what_comes_keeps_to_what_was_asked(solo: dict[str, list[int]]) -> None:
     assert {71, 72, 90, 91} <= set(words)
 
 
-@pytest.mark.parametrize("chunk", [8, 96])
-def test_all_in_one_batch(model: Model, solo: dict[str, list[int]], chunk: int) -> None:
+@pytest.mark.parametrize(("chunk", "beside"), [(8, True), (96, False), (96, True)])
+def test_all_in_one_batch(model: Model, solo: dict[str, list[int]], chunk: int, beside: bool) -> None:
     works = [(name, PROMPT, params) for name, params in PARAMS.items()]
     works += [(f"{name}-{seed}", prompt_of(seed), replace(PARAMS[name], seed=seed)) for seed in (5, 6) for name in PARAMS]
     random.Random(chunk).shuffle(works)
-    with engine_of(model, max_step_tokens=chunk) as engine:
+    run = engine_of(model, max_step_tokens=chunk)
+    run.runner._sampler._masks = Masks(beside=beside)
+    with run as engine:
         engine.run(works)
         assert {name: engine.tokens[name, 0] for name in solo} == solo
         for seed in (5, 6):
