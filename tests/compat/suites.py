@@ -119,6 +119,8 @@ SUITES = (
         "schemathesis",
         ("schemathesis==4.32.5", "pytest==9.0.3", "pytest-timeout==2.4.0"),
         ("with_schemathesis.py",),
+        # One test to pytest, of many parts.
+        arguments=("--timeout", "280"),
         flags=("--max-model-len", "128"),
     ),
 )
