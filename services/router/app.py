@@ -74,6 +74,7 @@ ENDPOINTS: Mapping[str, Methods] = {
     "/tokenizer_info": {"GET": tokenize.tokenizer_info},
     "/api/chat": {"POST": ollama.chat},
     "/api/generate": {"POST": ollama.generate},
+    "/api/embed": {"POST": ollama.embed},
     "/api/tags": {"GET": ollama.tags},
     "/api/show": {"POST": ollama.show},
     "/api/ps": {"GET": ollama.running},

@@ -116,6 +116,17 @@ class OllamaGenerate(Asked, kw_only=True):
     images: list[str] | None = None
 
 
+class OllamaEmbed(msgspec.Struct, kw_only=True):
+    """POST /api/embed. truncate, which is the default: an input that is too long is cut at its end."""
+
+    model: str
+    input: str | list[str] | None = None
+    truncate: bool | None = None
+    dimensions: int | None = None
+    options: Options | None = None
+    keep_alive: float | str | None = None
+
+
 def chat_body(asked: OllamaChat) -> dict[str, Any]:
     """As an OpenAI chat body. Raises InvalidRequest."""
     return _shared(asked) | {"messages": _messages(asked.messages or []), "tools": asked.tools, "logprobs": asked.logprobs}

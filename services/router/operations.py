@@ -12,7 +12,7 @@ import msgspec
 from services.router import shapes, shapes_anthropic, shapes_files, shapes_ollama, shapes_responses, shapes_vectors
 from services.router.anthropic.body import CountBody, MessageBody
 from services.router.endpoints import batches, files, ollama, tokenize
-from services.router.ollama import OllamaChat, OllamaGenerate
+from services.router.ollama import OllamaChat, OllamaEmbed, OllamaGenerate
 from services.router.responses.body import ResponsesBody
 from services.router.schema import ChatBody, CompletionBody
 from services.router.schema_vectors import EmbeddingBody, RerankBody, ScoreBody
@@ -141,6 +141,9 @@ OPERATIONS: Mapping[str, Operation] = {
         events=shapes_ollama.OllamaGenerateLine,
         stream_media_type=_LINES,
         error=shapes_ollama.OllamaError,
+    ),
+    "POST /api/embed": Operation(
+        "A vector of each input.", shapes_ollama.OllamaEmbedded, bodies=(OllamaEmbed,), error=shapes_ollama.OllamaError
     ),
     "GET /api/tags": Operation("Every name of the model.", shapes_ollama.OllamaModels, error=shapes_ollama.OllamaError),
     "POST /api/show": Operation(

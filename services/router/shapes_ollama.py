@@ -65,6 +65,16 @@ class OllamaGenerateLine(OllamaLine, kw_only=True):
     thinking: str | UnsetType = UNSET
 
 
+class OllamaEmbedded(Shape):
+    """A vector for each input."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int | UnsetType = UNSET
+    load_duration: int | UnsetType = UNSET
+    prompt_eval_count: int | UnsetType = UNSET
+
+
 class OllamaDetails(Shape):
     """What only the model's files say is left empty."""
 

@@ -19,7 +19,7 @@ Handle = Callable[[Exchange, Front], Awaitable[None]]
 
 
 async def ask(
-    handle: Handle, front: Front, *, tenant: str, key_id: str, body: dict[str, Any], headers: dict[str, str]
+    handle: Handle, front: Front, *, path: str, tenant: str, key_id: str, body: dict[str, Any], headers: dict[str, str]
 ) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of the answer; an error is an answer, too. As the key is now: it may be gone, or changed."""
     sent: list[Message] = []
@@ -32,6 +32,7 @@ async def ask(
     scope = {
         "type": "http",
         "method": "POST",
+        "path": path,
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         "path_params": {},
         "query_string": b"",

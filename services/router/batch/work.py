@@ -103,7 +103,7 @@ class BatchWork:
         while True:
             left_ms = int(min(max(self._batch.expires_at - time.time(), 1) * 1000, MAX_DEADLINE_MS))
             headers = {"idempotency-key": f"{self._batch.id}/{line.number}", "x-roadtrain-deadline-ms": str(left_ms)}
-            who = {"tenant": self._batch.tenant, "key_id": self._batch.key_id}
+            who = {"path": self._batch.endpoint, "tenant": self._batch.tenant, "key_id": self._batch.key_id}
             status, answered, data = await ask(self._handle, self._front, **who, body=body, headers=headers)
             tries += status not in (429, 503)
             if status not in LATER or tries == MAX_TRIES or answered.get("x-should-retry") == "false":

@@ -8,19 +8,22 @@ import msgspec
 
 from services.router.answers import Opened, collect, part_reader, start_all, stream
 from services.router.dialects import chat_of, completion_of, served_name, speaking
+from services.router.endpoints.embeddings import embedding_request
 from services.router.endpoints.health import own_version
 from services.router.exchange import Exchange
 from services.router.front import Front
 from services.router.generate import TextDelta
 from services.router.logprobs import chat_content
 from services.router.needs import ServedModel
-from services.router.ollama import NAMES, Asked, OllamaChat, OllamaGenerate, Options, chat_body, generate_body
+from services.router.ollama import NAMES, Asked, OllamaChat, OllamaEmbed, OllamaGenerate, Options, chat_body, generate_body
 from services.router.ollama_lines import Clock, Kind, LineWriter, line, moment, whole
 from services.router.reading import formats
 from services.router.request import GenerateRequest
 from services.router.schema import convert
+from services.router.schema_vectors import EmbeddingBody
 from services.router.sse import LINES
 from services.router.validate import check_model
+from services.router.vectors import make_vectors, numbers
 
 # The model is never unloaded.
 _NEVER = "9999-12-31T23:59:59Z"
@@ -68,10 +71,36 @@ async def generate(exchange: Exchange, front: Front) -> None:
         await _answer(exchange, front, asked, request, "generate")
 
 
+async def embed(exchange: Exchange, front: Front) -> None:
+    """A vector of each input. Raises RoadtrainError."""
+    front.admit()
+    clock = Clock()
+    value = await exchange.read_object(front.config.max_body_bytes)
+    asked, unknown = convert(value, OllamaEmbed)
+    _note_ignored(exchange, front, value, unknown)
+    head = {"model": asked.model}
+    if not asked.input:
+        _check_model(exchange, front, asked.model)
+        await exchange.answer_object(head | {"embeddings": []})
+        return
+    with speaking({"truncate_prompt_tokens": "truncate"}):
+        body = EmbeddingBody(
+            model=served_name(front, asked.model),
+            input=list(asked.input) if isinstance(asked.input, list) else asked.input,
+            dimensions=asked.dimensions,
+            truncate_prompt_tokens=None if asked.truncate is False else -1,
+        )
+        request = embedding_request(body, exchange.caller())
+        made = await exchange.while_listening(make_vectors(front.plane, request, front.config.default_deadline_s))
+    took = clock.took()
+    counts = {name: took[name] for name in ("total_duration", "load_duration")} | {"prompt_eval_count": made.num_prompt_tokens}
+    await exchange.answer_object(head | {"embeddings": [numbers(vector).tolist() for vector in made.values]} | counts)
+
+
 async def tags(exchange: Exchange, front: Front) -> None:
     """Every name of the model."""
     model = front.plane.model
-    await exchange.answer_object({"models": [_entry(model, name) for name in model.names]})
+    await exchange.answer_object({"models": [_entry(model, name) for name in model.names if exchange.identity.may_use(name)]})
 
 
 async def running(exchange: Exchange, front: Front) -> None:
@@ -88,8 +117,7 @@ async def show(exchange: Exchange, front: Front) -> None:
     asked, unknown = convert(await exchange.read_object(front.config.max_body_bytes), OllamaShow)
     exchange.note_ignored(unknown, strict=front.config.strict)
     model = front.plane.model
-    name = served_name(front, asked.model or asked.name or "")
-    check_model(GenerateRequest(model=name, identity=exchange.identity, prompt=""), model.names)
+    _check_model(exchange, front, asked.model or asked.name or "")
     description = await front.plane.texts.describe()
     spoken = formats(description, tool_parser=front.config.tool_parser, reasoning_parser=front.config.reasoning_parser)
     await exchange.answer_object(
@@ -138,15 +166,17 @@ async def _answer(exchange: Exchange, front: Front, asked: Asked, request: Gener
 
 async def _load(exchange: Exchange, front: Front, asked: Asked, kind: Kind) -> None:
     """To ask for nothing is to ask for the model to be loaded, or with keep_alive 0 unloaded: it stays."""
-    check_model(
-        GenerateRequest(model=served_name(front, asked.model), identity=exchange.identity, prompt=""), front.plane.model.names
-    )
+    _check_model(exchange, front, asked.model)
     reason = "unload" if asked.keep_alive == 0 else "load"
     answer = line(kind, asked.model, "") | {"done": True, "done_reason": reason}
     if asked.stream is False:
         await exchange.answer_object(answer)
     else:
         await exchange.answer(200, msgspec.json.encode(answer) + b"\n", LINES)
+
+
+def _check_model(exchange: Exchange, front: Front, model: str) -> None:
+    check_model(GenerateRequest(model=served_name(front, model), identity=exchange.identity, prompt=""), front.plane.model.names)
 
 
 def _note_ignored(exchange: Exchange, front: Front, value: dict[str, Any], unknown: list[str]) -> None:

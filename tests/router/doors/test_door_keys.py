@@ -256,7 +256,8 @@ async def test_what_is_done_later_for_a_key_is_done_as_the_key_is_then(locked: L
         ("bob", "", "tiny", 401),
     ):
         body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
-        status, _, data = await ask(chat.chat, locked.doors.front, tenant=tenant, key_id=key_id, body=body, headers={})
+        who = {"path": "/v1/chat/completions", "tenant": tenant, "key_id": key_id}
+        status, _, data = await ask(chat.chat, locked.doors.front, **who, body=body, headers={})
         assert status == wanted, data
     assert locked.plane.generations[-1].request.tenant == "bob"
 

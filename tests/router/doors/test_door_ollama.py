@@ -101,6 +101,20 @@ async def test_asking_for_nothing_loads_the_model(client: httpx.AsyncClient, pla
     assert len(plane.generations) == before
 
 
+async def test_embeddings(client: httpx.AsyncClient, plane: FakePlane) -> None:
+    answer = await client.post("/api/embed", json={"model": "tiny:latest", "input": ["a", "b"]})
+    made = msgspec.json.decode(answer.content, type=shown.OllamaEmbedded)
+    assert (made.model, len(made.embeddings)) == ("tiny:latest", 2)
+    assert made.prompt_eval_count > 0
+    expected = await client.post("/v1/embeddings", json={"model": "tiny", "input": ["a", "b"]})
+    assert made.embeddings == [one["embedding"] for one in expected.json()["data"]]
+    assert (await client.post("/api/embed", json={"model": "tiny", "input": []})).json()["embeddings"] == []
+    wrong = await client.post("/api/embed", json={"model": "tiny", "input": ["a", ""]})
+    assert (wrong.status_code, "input[1]" in wrong.json()["error"]) == (400, True)
+    wrong = await client.post("/api/embed", json={"model": "nobody", "input": "a"})
+    assert wrong.status_code == 404
+
+
 async def test_models(client: httpx.AsyncClient) -> None:
     models = msgspec.json.decode((await client.get("/api/tags")).content, type=shown.OllamaModels).models
     assert [model.name for model in models] == ["tiny", "org/alias", "default"]

@@ -97,6 +97,8 @@ async def test_who_leaves_while_an_adopt_has_no_answer_leaves_nothing_behind() -
 
     async with rig() as made, orphaned(made, lost) as (plane, generation), asyncio.timeout(60):
         listening = asyncio.create_task(listen(generation))
+        # It must have begun: an adopt may have been asked for already, and who never began does not leave.
+        await asyncio.sleep(0)
         await asked.wait()
         await end_tasks([listening])
         while plane.ledger.feeds or plane.ledger.owed:

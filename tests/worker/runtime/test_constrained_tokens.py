@@ -109,6 +109,7 @@ def test_all_in_one_batch(model: Model, solo: dict[str, list[int]], chunk: int) 
 
 def test_preempted(model: Model, solo: dict[str, list[int]]) -> None:
     works = [(name, PROMPT, params) for name, params in PARAMS.items()]
+    works += [(f"{name}-{seed}", prompt_of(seed), replace(PARAMS[name], seed=seed)) for seed in (5, 6) for name in PARAMS]
     with engine_of(model, num_blocks=14) as engine:
         engine.run(works)
         assert engine.stats().preemptions > 0

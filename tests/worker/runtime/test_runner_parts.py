@@ -183,16 +183,21 @@ def test_logprobs_come_from_raw_logits(model: Model, raw: torch.Tensor, chunk: i
     assert len(engine.logprobs["it", 0]) == len(engine.tokens["it", 0])
 
 
-def spoiled(forward: Forward, bad_token: int = 66) -> Forward:
-    """NaN for sequences whose last token of a step is bad_token."""
+class Spoiled:
+    """NaN for sequences whose last token of a step is bad_token: in the logits, and in what vectors are made of."""
 
-    def run(rows: Sequence[Row]) -> torch.Tensor:
-        logits = forward(rows)
+    def __init__(self, forward: Forward, bad_token: int = 66):
+        self._forward, self._bad_token = forward, bad_token
+        self.states = forward.states
+
+    def __call__(self, rows: Sequence[Row]) -> torch.Tensor:
+        logits = self._forward(rows)
         wanted = [token_id for row in rows for token_id in row.token_ids[len(row.token_ids) - num_wanted(row) :]]
-        logits[torch.tensor(wanted) == bad_token] = torch.nan
+        logits[torch.tensor(wanted) == self._bad_token] = torch.nan
+        tokens = [token_id for row in rows for token_id in row.token_ids]
+        self.states = self._forward.states.clone()
+        self.states[: len(tokens)][torch.tensor(tokens) == self._bad_token] = torch.nan
         return logits
-
-    return run
 
 
 def test_logits_that_are_no_numbers_end_their_row_alone(model: Model) -> None:
@@ -201,7 +206,7 @@ def test_logits_that_are_no_numbers_end_their_row_alone(model: Model) -> None:
         expected = engine.tokens["good", 0]
     with EngineRun(model) as engine:
         assert engine.runner.forward is not None
-        engine.runner.forward = spoiled(engine.runner.forward)
+        engine.runner.forward = Spoiled(engine.runner.forward)
         engine.run([("bad", [5, 66], GREEDY), ("good", PROMPT, GREEDY)])
     assert engine.finishes["bad", 0].reason == "error"
     assert "not a number" in (engine.finishes["bad", 0].error or "")
@@ -259,7 +264,7 @@ def test_a_model_that_computes_no_numbers_does_not_start(model: Model) -> None:
     assert 0 < probe(runner_of(model, 16), 512) < 10
     runner = runner_of(model, 16)
     assert runner.forward is not None
-    runner.forward = spoiled(runner.forward, bad_token=127)
+    runner.forward = Spoiled(runner.forward, bad_token=127)
     with pytest.raises(StartupError, match="not a number"):
         probe(runner, 512)
 

@@ -18,10 +18,12 @@ from services.worker.engine.engine import Delta, Engine, EngineLimits, Work
 from services.worker.engine.scheduler import Scheduler
 from services.worker.engine.step import Pooling
 from services.worker.models import Model, build
+from services.worker.runtime.pooling import NOT_A_NUMBER
 from services.worker.runtime.runner import ModelRunner
 from shared.sampling import SamplingParams
 from tests.worker.models import tiny
 from tests.worker.runtime.engine_run import GREEDY, runner_of
+from tests.worker.runtime.test_runner_parts import Spoiled
 
 NOTHING = SamplingParams(seed=0, max_tokens=1)
 KINDS = {"mean": Pooling("mean", 64), "last": Pooling("last", 64, needs_all=False), "cls": Pooling("cls", 64)}
@@ -39,8 +41,9 @@ class Vectors:
         self.ends: dict[str, Delta] = {}
         self.failure: Exception | None = None
         self._changed = threading.Condition()
+        self.runner = runner_of(model, num_blocks, max_step_tokens=max_step_tokens)
         self.engine = Engine(
-            runner_of(model, num_blocks, max_step_tokens=max_step_tokens),
+            self.runner,
             EngineLimits(64, max_step_tokens),
             on_step=self._on_step,
             on_tick=lambda: None,
@@ -168,6 +171,20 @@ def take_step(scheduler: Scheduler, runner: ModelRunner) -> list[Delta]:
     plan = scheduler.schedule()
     scheduler.finish(plan, runner.run(plan.step))
     return scheduler.take_deltas()
+
+
+def test_a_vector_that_is_no_number_ends_its_request_alone(ops: Ops, tmp_path: Path) -> None:
+    tiny.save(tiny.random_model("llama"), tmp_path)
+    good = pooled("good", prompt_of(1, 20), KINDS["mean"])
+    with Vectors(build(tmp_path, ops)) as engine:
+        wanted = engine.make([good])
+        assert engine.runner.forward is not None
+        engine.runner.forward = Spoiled(engine.runner.forward)
+        engine.engine.submit(pooled("bad", [5, 66, 7], KINDS["mean"]))
+        assert engine.make([good]) == wanted
+        finish = engine.ends["bad"].finish
+    assert finish is not None
+    assert (finish.error, finish.vector) == (NOT_A_NUMBER, None)
 
 
 def test_a_prompt_may_fill_the_context(ops: Ops, tmp_path: Path) -> None:
