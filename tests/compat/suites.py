@@ -101,6 +101,11 @@ SUITES = (
                 r"AssertionError",
                 "Whether to call a tool is left to the model, and one of 135 million parameters talks instead.",
             ),
+            Expected(
+                r"test_(structured_output_pydantic_2_v1|structured_output_optional_param|json_mode)",
+                r"LengthFinishReasonError|isinstance\(None",
+                "A joke is asked for in texts without a bound; the model does not come to its end in 64 tokens.",
+            ),
         ),
     ),
     Suite("pydantic-ai", ("pydantic-ai-slim[openai]==2.68.0", *PYTEST), ("with_pydantic_ai.py",)),
@@ -114,6 +119,8 @@ SUITES = (
         "schemathesis",
         ("schemathesis==4.32.5", "pytest==9.0.3", "pytest-timeout==2.4.0"),
         ("with_schemathesis.py",),
+        # One test to pytest, of many parts.
+        arguments=("--timeout", "280"),
         flags=("--max-model-len", "128"),
     ),
 )

@@ -19,7 +19,7 @@ class TestChatOpenAI(ChatModelIntegrationTests):
         # LangChain asks for usage in streams by itself only of OpenAI's own address. Many tests want exactly one call,
         # where a small model does not stop by itself.
         one_call = {"parallel_tool_calls": False}
-        return {"model": "default", "temperature": 0, "max_tokens": 150, "stream_usage": True, "model_kwargs": one_call}
+        return {"model": "default", "temperature": 0, "max_tokens": 64, "stream_usage": True, "model_kwargs": one_call}
 
     @property
     def model_override_value(self) -> str:
