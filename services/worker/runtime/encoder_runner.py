@@ -20,7 +20,7 @@ from services.worker.models import EncoderModel
 from services.worker.models.encoder import Texts
 from services.worker.runtime.numerics import release
 from services.worker.runtime.pooling import add, finish
-from shared.errors import InvalidRequest, StartupError
+from shared.errors import StartupError
 from shared.sampling import SamplingParams
 
 PROBE_TOKENS = 64
@@ -80,10 +80,6 @@ class EncoderRunner:
         if ended:
             self._encode(ended)
         return StepResult(results)
-
-    def prepare(self, params: SamplingParams) -> object:
-        """Refuses: there are no tokens to constrain."""
-        raise InvalidRequest("This model makes vectors; it produces no tokens.", param="grammar", code="unsupported_parameter")
 
     def close(self) -> None:
         """Forgets all texts."""
