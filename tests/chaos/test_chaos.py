@@ -26,6 +26,7 @@ pytestmark = pytest.mark.chaos
 WIDTH, SIDE_BY_SIDE = 16, 5
 RANDOM_S, EVERY_S = 16.0, 2.0
 NUM_STREAMS, NUM_TOKENS = 8, 300
+NUM_TRIES = 3
 
 
 @pytest.mark.timeout(240)
@@ -94,9 +95,13 @@ async def test_a_split_brain_is_fenced() -> None:
 
 async def test_broken_fencing_is_caught() -> None:
     """The same with a router that listens to whoever speaks: a checker that finds nothing here would find nothing anywhere."""
-    async with split_brain("tests.chaos.broken_router") as (running, clients, streams):
-        await until(lambda: streams.done() or judge(running, clients).duplicated > 0)
-        verdict = judge(running, clients)
+    # Whether both workers speak in time is a race on a busy machine: what has to be found must come first.
+    for _ in range(NUM_TRIES):
+        async with split_brain("tests.chaos.broken_router") as (running, clients, streams):
+            await until(lambda: streams.done() or judge(running, clients).duplicated > 0)
+            verdict = judge(running, clients)
+        if verdict.duplicated > 0:
+            break
     assert verdict.duplicated > 0, verdict
     assert any(finding.startswith("N1") for finding in verdict.findings)
 

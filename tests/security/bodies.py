@@ -25,6 +25,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "default", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
     "/v1/completions": {"model": "default", "prompt": "hi", "max_tokens": 1},
     "/v1/responses": {"model": "default", "input": "hi", "max_output_tokens": 1},
+    "/v1/responses/input_tokens": {"model": "default", "input": "hi"},
     "/v1/messages": {"model": "default", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]},
     "/v1/messages/count_tokens": {"model": "default", "messages": [{"role": "user", "content": "hi"}]},
     "/v1/embeddings": {"model": "default", "input": "hi"},

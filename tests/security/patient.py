@@ -50,6 +50,11 @@ def check_error(body: bytes) -> dict[str, str | None]:
     return dict(error)
 
 
+def refusal(path: str) -> int:
+    """The status of what is wrong with a body: TGI's clients know another one than everybody else's."""
+    return 422 if path == "/" or path.startswith("/generate") else 400
+
+
 def check_answer(path: str, body: bytes) -> str | None:
     """An error in the shape of the path's dialect, which tells nothing about the server. `param`, where there is one."""
     value = json.loads(body)

